@@ -34,7 +34,7 @@ from adamas_kernels.contract import (
     allocate_codes,
 )
 from adamas_kernels.hot import HotRows
-from adamas_kernels.packed import row_size
+from adamas_kernels.packed import is_packed, row_size
 from adamas_kernels.reading import BlockMeans, ReadSettings, blocks_of
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.backend import TritonBackend
@@ -42,6 +42,7 @@ from adamas_kernels.triton.experts import Experts, Gate
 from adamas_kernels.triton.fetch import fetch_kernel
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
 from adamas_kernels.triton.packed_rows import turn_kernel
+from adamas_kernels.triton.plain_rows import plain_rows_kernel
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.reading import choose_blocks, summarize
@@ -161,7 +162,7 @@ def launches(
 
 def kept_steps(formats: tuple[torch.dtype, torch.dtype], generation: int) -> list[Launch]:
     """The launches of a sparse and a full step over rows of keys and values in these formats, in memory that
-    is slow to read, without those that do not differ from other steps'.
+    is slow to read, without those that do not differ from other steps', and of reading packed rows.
     """
     heads, kv_heads, dim, size, settings = 32, 8, 128, 4096, SparseSettings(budget=1472)
     rows = [
@@ -181,7 +182,10 @@ def kept_steps(formats: tuple[torch.dtype, torch.dtype], generation: int) -> lis
     with recorded() as found:
         backend.decode_step(q, k, k, cache, 0.1, settings)
         backend.dense_step(q, k, k, cache, 0.1)
-    others = (turn_kernel, fetch_kernel)
+        for x, centre in zip(rows, (cache.centre, None), strict=True):
+            if is_packed(x.dtype):
+                backend.read_rows(x, torch.bfloat16, centre)
+    others = (turn_kernel, fetch_kernel, plain_rows_kernel)
     return [it for it in found if it[0] in others or it[1].get("HOT") or it[1].get("PACKED")]
 
 

@@ -265,7 +265,7 @@ def test_llama_cpp_that_is_not_installed_is_told(monkeypatch, python, message):
     else:
         monkeypatch.setenv(rivals.LLAMA_PYTHON, python)
     with pytest.raises(UsageError, match=message) as told:
-        rivals._llama_python()
+        rivals.llama_python()
     assert "\n" not in told.value.message
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from adamas_kernels.contract import LayerCache, SparseSettings
 from adamas_kernels.hot import STEPS, HotRows
-from adamas_kernels.packed import centre_of, numbers, pack_like, read, row_size
+from adamas_kernels.packed import block_of, centre_of, hadamard, numbers, pack_like, read, row_size
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.triton.backend import TritonBackend
+from adamas_kernels.triton.fetch import in_words
 from layer_caches import (
     assert_no_worse,
     assert_same_contents,
@@ -68,18 +69,23 @@ def new_tokens(new: int, dim: int, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("kept", "dim", "new", "settings"),
+    ("kept", "dim", "new", "settings", "copies"),
     [
-        ("int8", 64, 1, SparseSettings(budget=24)),
-        ("int4", 64, 2, SparseSettings(budget=24)),
-        ("int4", 64, 1, SparseSettings(budget=24, error=2.0**-9)),
+        ("int8", 64, 1, SparseSettings(budget=24), False),
+        ("int4", 64, 2, SparseSettings(budget=24), False),
+        ("int4", 64, 1, SparseSettings(budget=24, error=2.0**-9), False),
+        ("int8", 64, 1, SparseSettings(budget=24), True),
+        ("int4", 32, 1, SparseSettings(budget=24), True),
     ],
-    ids=["one", "several", "error"],
+    ids=["one", "several", "error", "copies", "narrow copies"],
 )
-def test_sparse_steps(kept, dim, new, settings):
+def test_sparse_steps(kept, dim, new, settings, copies):
     length = 100
     cache = packed(make_cache(1, KV_HEADS, dim, length, length + 8, settings), FORMATS[kept], length)
     other, tokens = twin(cache), new_tokens(new, dim)
+    if copies:
+        chosen = HEADS // KV_HEADS * new * settings.budget
+        other.hot = HotRows.beside(other.keys, other.values, DEVICE, other.capacity, chosen)
     plain = step(TorchBackend(), cache, *tokens, settings, dim**-0.5)
     truth = double_step(tokens[0], cache, dim**-0.5, settings)
     with poisoned_memory():
@@ -143,3 +149,52 @@ def test_a_row_is_copied_once_and_read_from_its_copy():
     hot.forget()
     assert (hot.token == -1).all()
     assert STEPS == COPIED_STEPS
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8], ids=str)
+@pytest.mark.parametrize(("dim", "tokens", "centred"), [(128, 150, True), (64, 131, False), (96, 70, True)])
+def test_rows_are_read_as_numbers(kind, dim, tokens, centred):
+    plain = torch.randn(2, 3, tokens, dim) + 3
+    centre = centre_of(plain) if centred else None
+    whole = torch.full((tokens + 5, 2, 3, row_size(dim, kind)), 99, dtype=kind).permute(1, 2, 0, 3)
+    rows = whole[:, :, :tokens]
+    rows.copy_(pack_like(rows, plain, centre))
+    shift = 0 if centre is None else centre.unsqueeze(2).double()
+    basis = torch.block_diag(*[hadamard(block_of(dim), rows.device).double()] * (dim // block_of(dim)))
+    exact = (numbers(rows).double() + shift) @ basis
+    # The interpreter cuts numbers off for bfloat16 instead of rounding them.
+    for dtype in (torch.float32, torch.float16, *[torch.bfloat16] * (DEVICE.type == "cuda")):
+        with poisoned_memory():
+            found = TritonBackend().read_rows(rows, dtype, centre)
+        assert found.dtype == dtype
+        assert_no_worse(found, read(rows, dtype, centre), exact)
+
+
+def test_rows_far_apart_are_read():
+    """Their places need more than 32 bits, as those of a few million tokens do."""
+    dim, step = 64, 3 << 29
+    width = row_size(dim, torch.int8)
+    memory = torch.empty(2 * step + width, dtype=torch.int8)  # mostly untouched
+    rows = memory.as_strided((1, 1, 3, width), (step, width, step, 1))
+    rows.copy_(pack_like(rows, torch.randn(1, 1, 3, dim)))
+    found = TritonBackend().read_rows(rows, torch.float32)
+    assert torch.equal(found, TritonBackend().read_rows(rows.clone(), torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dim", "word"),
+    [
+        (torch.int8, 128, torch.int64),
+        (torch.uint8, 128, torch.int64),
+        (torch.int8, 64, torch.int32),
+        (torch.int8, 32, torch.int16),
+        (torch.float32, 64, torch.float32),
+    ],
+    ids=str,
+)
+def test_rows_are_fetched_in_wide_words(kind, dim, word):
+    rows = torch.zeros(50, 1, 3, row_size(dim, kind), dtype=kind).permute(1, 2, 0, 3)
+    found = in_words(rows, torch.zeros(1, 3, 20, rows.shape[3], dtype=kind))
+    assert [x.dtype for x in found] == [word] * 2
+    found[0][0, 2, 7] = 1
+    assert (rows != 0).any(-1).nonzero().tolist() == [[0, 2, 7]]

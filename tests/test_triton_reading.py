@@ -10,13 +10,14 @@ import torch
 from adamas_kernels import reading as ref
 from adamas_kernels.contract import Facts
 from adamas_kernels.dispatch import serving
-from adamas_kernels.reading import KEY_BLOCK, QUERY_BLOCK, BlockMeans, ReadSettings
+from adamas_kernels.reading import KEY_BLOCK, QUERY_BLOCK, QUERY_STRIDE, BlockMeans, ReadSettings
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton import reading, sparse_prefill
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.reading import WORD
 
 from adamas_cli.models.device import has_cuda_gpu
+from adamas_cli.planning import needs
 
 DEVICE = torch.device("cuda" if has_cuda_gpu() else "cpu")
 SETTINGS = ReadSettings(0.01)
@@ -192,3 +193,34 @@ def test_long_chunks_on_a_gpu(dtype, heads, kv_heads, dim, new, past, softmax):
 def test_a_gpu_reads_sparsely_by_these_kernels():
     queries, keys, values, _ = chunk(1, 4, 2, 64, 130, 0, torch.bfloat16)
     assert serving("prefill_sparsely", Facts.of(queries, keys, values)).name == "triton"
+
+
+def test_heads_in_several_launches_choose_the_same(monkeypatch):
+    torch.manual_seed(0)
+    queries, keys, _, means = chunk(1, 4, 2, 64, 300, 500)
+    whole = reading.choose_blocks(queries, keys, means, 0.125, SETTINGS, PLAIN)
+    launches = []
+    monkeypatch.setattr(reading, "heads_at_once", lambda heads, *_: launches.append(heads) or 3)
+    apart = reading.choose_blocks(queries, keys, means, 0.125, SETTINGS, PLAIN)
+    assert launches == [4]
+    listed = torch.arange(whole[1].shape[-1], device=DEVICE) < whole[2].unsqueeze(-1)
+    assert torch.equal(whole[0], apart[0])
+    assert torch.equal(whole[2], apart[2])
+    assert torch.equal(whole[1][listed], apart[1][listed])
+
+
+def test_a_launch_fills_a_gpu_and_keeps_few_shares():
+    for tokens in (2**17, 2**20):
+        shares = 8192 // QUERY_STRIDE * tokens // KEY_BLOCK
+        heads = reading.heads_at_once(32, 8, shares)
+        assert heads * 8 >= reading.LEAST_PROGRAMS
+        assert heads * shares <= max(
+            reading.SHARES, reading.LEAST_PROGRAMS * reading.MOST_QUERIES * tokens // KEY_BLOCK
+        )
+    assert reading.heads_at_once(32, 8, 2**20) == 32
+
+
+def test_plans_count_what_a_choice_keeps():
+    assert (needs.KEY_BLOCK, needs.QUERY_BLOCK, needs.QUERY_STRIDE) == (KEY_BLOCK, QUERY_BLOCK, QUERY_STRIDE)
+    assert needs.SHARES == reading.SHARES
+    assert needs.LEAST_QUERIES == reading.LEAST_PROGRAMS * reading.MOST_QUERIES

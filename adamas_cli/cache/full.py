@@ -17,7 +17,6 @@ from adamas_kernels.packed import (
     is_packed,
     kept_sum,
     numbers,
-    read,
     row_size,
     write,
 )
@@ -51,7 +50,10 @@ def rows_like(states: Sequence[Tensor], formats: Formats | None) -> list[Tensor]
 
 def _some(rows: Tensor, dtype: torch.dtype, centre: Tensor | None, tokens: slice) -> Tensor:
     """Some tokens of rows [B, K, S, R], unpacked."""
-    return read(rows[:, :, tokens], dtype, centre)
+    seen = rows[:, :, tokens]
+    if not is_packed(rows.dtype):
+        return seen.to(dtype)
+    return serving("read_rows", Facts(rows.device)).read_rows(seen, dtype, centre)
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ class FullLayer(Layer, CacheLayerMixin):
     def _seen(self, kept: DenseCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens, unpacked to this format."""
         tokens = slice(0, self.length)
-        return read(kept.keys[:, :, tokens], dtype, kept.centre), read(kept.values[:, :, tokens], dtype)
+        return _some(kept.keys, dtype, kept.centre, tokens), _some(kept.values, dtype, None, tokens)
 
     def _sum_of_values(self, start: int, end: int) -> Tensor:
         """Of tokens [start, end), as `value_sum` has it: float32 [B, K, D]."""

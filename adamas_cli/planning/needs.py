@@ -19,6 +19,10 @@ CHOICES_ALIVE, FEW_BITS_CHOICES_ALIVE = 3, 1
 LIBRARIES = 150_000_000  # workspaces of cuBLAS and cuDNN, and a captured step
 PLANES = 1.03  # size of blocks' planes relative to the blocks, with scales as 8-bit integers
 UNPACKED = 1 << 27  # maximum numbers of a weight unpacked at a time
+# Sparse reading chooses 64 keys for 128 queries at a time, by every 8th query; it lists them as 4 bytes, and
+# keeps shares of 2 bytes: of all heads up to this many, or of so many queries.
+KEY_BLOCK, QUERY_BLOCK, QUERY_STRIDE = 64, 128, 8
+SHARES, LEAST_QUERIES = 1 << 26, 1 << 14
 STAGED = 2  # layers whose keys and values come to a GPU from host memory at a time
 LISTED_BYTES = 8  # rank and position of a listed token, for each query head
 
@@ -151,6 +155,7 @@ def gpu_bytes(
     mixed = shape.choices * each * (shape.hidden + shape.expert_inner)
     alive = HIDDEN_ALIVE * shape.hidden + max(INNER_ALIVE * shape.inner, mixed)
     unpacked = max(UNPACKED, 2 * shape.expert_inner * shape.hidden)  # an expert is not divided
+    choice = _choice_bytes(shape.heads, min(chunk, tokens), tokens) if reads_sparsely else 0
     selection = 0 if coded_from is None else shape.heads * tokens * LISTED_BYTES
     weights = count.bytes(item) if bits is None else count.quantized_bytes(item, bits)
     if blocks is not None:
@@ -163,10 +168,18 @@ def gpu_bytes(
         + staged
         + unpacked_rows
         + selection
+        + choice
         + LIBRARIES
         + (0 if blocks is None else item * unpacked),
         host=hosted,
     )
+
+
+def _choice_bytes(heads: int, chunk: int, tokens: int) -> int:
+    """Bytes to choose the blocks of `tokens` keys that a layer's chunk reads."""
+    blocks, sampled = tokens // KEY_BLOCK, chunk // QUERY_STRIDE
+    shares = min(heads * sampled * blocks, max(SHARES, LEAST_QUERIES * blocks))
+    return heads * (chunk // QUERY_BLOCK) * blocks * 4 + shares * 2
 
 
 def _gigabytes(size: int) -> str:

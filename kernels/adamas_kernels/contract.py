@@ -349,6 +349,9 @@ class Backend(Protocol):
         Both may be strided views into a cache; the last dimension of keys and scales is contiguous.
         """
 
+    def read_rows(self, rows: Tensor, dtype: torch.dtype, centre: Tensor | None = None) -> Tensor:
+        """The numbers in packed rows [B, K, n, R], see `packed.read`: [B, K, n, D] in this dtype."""
+
     def prefill(
         self,
         queries: Tensor,

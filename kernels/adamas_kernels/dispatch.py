@@ -85,6 +85,7 @@ def _name(dtype: torch.dtype | None) -> str:
 # The candidates for each operation of the contract, fastest first.
 CANDIDATES: Mapping[str, Mapping[str, Obstacle]] = {
     "encode_keys": {"triton": _triton, "cpu": _cpu, "torch": _torch},
+    "read_rows": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "prefill": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},
     "summarize": {"triton": _triton, "cpu": _cpu, "torch": _torch},
     "prefill_sparsely": {"triton": _triton_prefill, "cpu": _cpu_prefill, "torch": _torch},

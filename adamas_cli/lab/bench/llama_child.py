@@ -26,7 +26,9 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Read up to each length in order, and decode there; the tokens fed are those that follow in the text."""
+    """Read up to each length in order, and decode there; the tokens fed are those that follow in the text.
+    host_cache: keys and values stay in host memory.
+    """
     job: dict[str, Any] = json.load(sys.stdin)
     # This script's folder holds modules with common names, which llama_cpp must not import by mistake.
     sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(os.path.abspath(__file__))]
@@ -41,6 +43,7 @@ def main() -> None:
         n_threads_batch=job["threads"],
         n_batch=BATCH,
         n_gpu_layers=job["gpu_layers"],
+        offload_kqv=not job.get("host_cache", False),
         flash_attn=True,
         verbose=False,
     )

@@ -54,7 +54,7 @@ def find_rival(name: str, target: Target, options: ModelSettings) -> Rival:
         gguf = gguf_file(options)
         script = Path(__file__).with_name("llama_child.py")
         layers = ALL_LAYERS if target.device.type == "cuda" else 0
-        return Rival(name, [_llama_python(), str(script)], {"gguf": str(gguf), "gpu_layers": layers})
+        return Rival(name, [llama_python(), str(script)], {"gguf": str(gguf), "gpu_layers": layers})
     raise UsageError(f"`vs` {name}: choose from {LLAMA}, {TRANSFORMERS}")
 
 
@@ -91,7 +91,7 @@ def run_child(
         process.stdout.close()
 
 
-def _llama_python() -> str:
+def llama_python() -> str:
     """A Python that has llama-cpp-python. Raises UsageError."""
     chosen = os.environ.get(LLAMA_PYTHON)
     if chosen is None:

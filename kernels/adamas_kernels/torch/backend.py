@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from adamas_kernels.contract import (
     check_step,
     check_unbounded,
 )
+from adamas_kernels.packed import read
 from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.reference import Codebook
 from adamas_kernels.softmax import PLAIN, Softmax
@@ -38,6 +40,10 @@ class TorchBackend:
         found, lengths = reference.encode_keys(keys, codebook)
         codes.copy_(found)
         scales.copy_(lengths)
+
+    def read_rows(self, rows: Tensor, dtype: torch.dtype, centre: Tensor | None = None) -> Tensor:
+        """See `Backend.read_rows`."""
+        return read(rows, dtype, centre)
 
     def prefill(
         self,

@@ -37,6 +37,7 @@ from adamas_kernels.triton.latent import LatentStep, holds_latents
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.packed_rows import append_packed, log_turned
+from adamas_kernels.triton.plain_rows import plain_rows
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
 from adamas_kernels.triton.planes import PlaneWeight
 from adamas_kernels.triton.prefill import causal_attention
@@ -105,6 +106,10 @@ class TritonBackend:
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`."""
         encode.encode_keys(keys, codebook, codes, scales)
+
+    def read_rows(self, rows: Tensor, dtype: torch.dtype, centre: Tensor | None = None) -> Tensor:
+        """See `Backend.read_rows`."""
+        return plain_rows(rows, dtype, centre)
 
     def prefill(
         self,

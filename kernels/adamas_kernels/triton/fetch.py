@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.contract import LayerCache
 from adamas_kernels.hot import HotRows
+from adamas_kernels.packed import is_packed
 from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.select import forced_and_wanted
 
@@ -18,6 +21,7 @@ CLAIMED = tl.constexpr(-1)  # the place of a token whose row is on its way
 ROWS = 32  # that a program copies at a time
 MOST_SPLITS = 32
 WARPS = 4
+WORDS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 @triton.jit
@@ -102,17 +106,32 @@ def fetch_kernel(
         tl.store(places + at, to, mask=own)
 
 
+def in_words(*rows: Tensor) -> tuple[Tensor, ...]:
+    """Packed rows [B, K, S, R] in the same format as the widest whole numbers that all of them consist of;
+    other rows as they are. One byte for each thread would be many small requests to a bus.
+    """
+    if not is_packed(rows[0].dtype):
+        return rows
+    sizes = [size for x in rows for size in (x.shape[3], *x.stride()[:3], x.data_ptr())]
+    word = next(kind for kind in WORDS if math.gcd(kind.itemsize, *sizes) == kind.itemsize)
+    return tuple(x.view(word) for x in rows)
+
+
 def fetch(
     cache: LayerCache, hot: HotRows, chosen_at: Tensor, attended: Tensor,
     heads: int, new: int, budget: int, forced: tuple[int, int], *, chained: bool, bound: bool,
 ) -> None:  # fmt: skip
     """Make copies of all chosen tokens, see `fetch_kernel`. forced: sinks and recents."""
     batch, kv_heads = cache.keys.shape[:2]
+    (keys, hot_keys), (values, hot_values) = (
+        in_words(cache.keys, hot.keys),
+        in_words(cache.values, hot.values),
+    )
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
-    widths = hot.keys.shape[3], hot.values.shape[3]
+    widths = hot_keys.shape[3], hot_values.shape[3]
     fetch_kernel[(batch * heads, new, splits := min(MOST_SPLITS, triton.cdiv(budget, ROWS)))](
-        cache.keys, cache.values, hot.keys, hot.values, hot.place, hot.token, hot.stamp, hot.begin, hot.taken,
-        cache.length, chosen_at, attended, *cache.keys.stride()[:3], *cache.values.stride()[:3],
+        keys, values, hot_keys, hot_values, hot.place, hot.token, hot.stamp, hot.begin, hot.taken,
+        cache.length, chosen_at, attended, *keys.stride()[:3], *values.stride()[:3],
         *forced, budget, hot.token.shape[2], hot.place.shape[2], heads // kv_heads * new * budget,
         HEADS=kv_heads, GROUP=heads // kv_heads, NEW=new,
         WIDTH=widths[0], WIDTH_PAD=next_power(widths[0]),

@@ -37,6 +37,7 @@ MOST_QUERIES, MOST_MEANS = 128, 64
 CHOOSE_STAGES = 2  # with three, two programs would not fit a multiprocessor, and one not the smallest
 CHOOSE_WARPS = 8
 SHARES = 1 << 26  # kept at a time
+LEAST_PROGRAMS = 128  # of a launch, however many shares they keep: about one for each multiprocessor
 
 
 @triton.jit
@@ -194,6 +195,11 @@ def choose_kernel(
     tl.store(count_ptr + out, count, mask=there)
 
 
+def heads_at_once(heads: int, programs: int, shares: int) -> int:
+    """How many of all heads a launch chooses for, each with this many programs and shares to keep."""
+    return min(heads, max(triton.cdiv(LEAST_PROGRAMS, programs), SHARES // shares))
+
+
 def choose_blocks(
     queries: Tensor,
     keys: Tensor,
@@ -212,7 +218,7 @@ def choose_blocks(
     columns = max(16, next_power(dim))
     rows, blocks = min(MOST_QUERIES, QUERY_NUMBERS // columns), min(MOST_MEANS, MEAN_NUMBERS // columns)
     programs = triton.cdiv(tiles, rows // (QUERY_BLOCK // QUERY_STRIDE))
-    most = min(batch * heads, max(1, SHARES // (programs * pitch * rows)))
+    most = heads_at_once(batch * heads, programs, programs * pitch * rows)
     shares = torch.empty(most, programs, pitch, rows, dtype=torch.bfloat16, device=keys.device)
     for first in range(0, batch * heads, most):
         choose_kernel[(programs, min(most, batch * heads - first))](
