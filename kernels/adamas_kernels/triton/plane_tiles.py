@@ -1,0 +1,322 @@
+"""A few rows of 16-bit numbers times a weight of integers in planes, on NVIDIA's tensor cores.
+
+A warp multiplies tiles of sixteen rows of the weight, one chunk at a time, directly from the words of codes:
+each lane loads the words that its operands are made of, so that no code moves between lanes
+(`fragments.py`). The warps of a program share the chunks of its rows. Sums over a chunk, or over half of one,
+are of whole codes; the scales multiply them in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from adamas_kernels.triton.codes import codes_of, constants, turned
+from adamas_kernels.triton.fragments import (
+    LANES,
+    ROWS_OF_LANE,
+    SHARING,
+    STEPS,
+    TILE_FEW,
+    TILE_ROWS,
+    head_of,
+    load_four,
+    meaning,
+    multiply,
+    one_of,
+    pair_of,
+    unit_of,
+)
+from adamas_kernels.triton.launch import chains, has_ptx
+from adamas_kernels.triton.plane_product import scale_in
+from adamas_kernels.triton.planes import PlaneWeight
+
+ARRANGED = 128  # pairs of words that a program arranges
+MOST_GROUP = 4  # chunks whose words are loaded at once
+SCALE_BYTES = 8  # most bytes of scales that are loaded at once
+MOST_WARPS = 8  # that share a row
+BUSY = 1500  # warps that keep the memory of the largest GPUs busy
+
+
+@triton.jit(do_not_specialize=["count"])
+def arrange_tiles_kernel(
+    x_ptr, out_ptr, count,
+    CHUNKS: tl.constexpr, FEW_TILES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Program (BLOCK pairs of words): x [count, CHUNKS * 16 words of two numbers] as operands of `multiply`,
+    with zeros for missing rows: out [PARTS, CHUNKS, FEW_TILES, LANES, STEPS, 2 words].
+    """
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    step, lane = at % STEPS, at // STEPS % LANES
+    tile, chunk = at // (STEPS * LANES) % FEW_TILES, at // (STEPS * LANES * FEW_TILES) % CHUNKS
+    part = at // (STEPS * LANES * FEW_TILES * CHUNKS)
+    m = (part * FEW_TILES + tile) * TILE_FEW + lane // SHARING
+    known, inside = m < count, part < PARTS
+    place = x_ptr + (m * CHUNKS + chunk).to(tl.int64) * 16 + lane % SHARING
+    first = tl.load(place + turned(chunk, 2 * step) * 4, mask=known & inside, other=0)
+    second = tl.load(place + turned(chunk, 2 * step + 1) * 4, mask=known & inside, other=0)
+    tl.store(out_ptr + 2 * at, (first & 0xFFFF) | (second << 16), mask=inside)
+    tl.store(out_ptr + 2 * at + 1, ((first >> 16) & 0xFFFF) | (second & -0x10000), mask=inside)
+
+
+@triton.jit
+def load_group(
+    low_ptr, high_ptr, scale_ptr, unit_ptr, rows, group, word, there,
+    CHUNKS: tl.constexpr, HIGH: tl.constexpr, UNITS: tl.constexpr, TILES: tl.constexpr,
+    GROUP: tl.constexpr, SPAN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Each lane's words of GROUP chunks of its rows, and the scales and units of these; scales are zeros if
+    the group is not `there`.
+    """
+    lows, highs, scales, units = (), (), (), ()
+    for r in tl.static_range(ROWS_OF_LANE * TILES):
+        for j in tl.static_range(GROUP):
+            at = rows[r] * (CHUNKS * 4) + group * (GROUP * 4) + word + 4 * j
+            lows += (tl.load(low_ptr + at),)
+            if HIGH > 0:
+                highs += (tl.load(high_ptr + at),)
+        for j in tl.static_range(GROUP // SPAN):
+            place = scale_ptr + rows[r] * (CHUNKS // SPAN) + group * (GROUP // SPAN) + j
+            if WHOLE:
+                scales += (tl.load(place),)
+            else:
+                scales += (tl.load(place, mask=there, other=0),)
+        if UNITS:
+            units += (tl.load(unit_ptr + rows[r] * (CHUNKS // 8) + ((group * GROUP) >> 3)),)
+    return lows, highs, scales, units
+
+
+@triton.jit
+def operands(first, second, STEP: tl.constexpr, HEAD: tl.constexpr, FAST: tl.constexpr):
+    """The numbers of one step of both of a lane's rows; first, second: their first and their second codes."""
+    return (
+        pair_of(first[0], STEP, HEAD, FAST), pair_of(first[1], STEP, HEAD, FAST),
+        pair_of(second[0], STEP, HEAD, FAST), pair_of(second[1], STEP, HEAD, FAST),
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["one", "rows", "count"])
+def plane_tiles_kernel(
+    x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, one, bias_ptr, out_ptr, rows, count,
+    CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
+    UNITS: tl.constexpr, LESS: tl.constexpr, BIAS: tl.constexpr, BRAIN: tl.constexpr, TILES: tl.constexpr,
+    FEW_TILES: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr,
+    WARPS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Program (TILES tiles of rows of the weight, FEW_TILES tiles of rows of x from `arrange_tiles_kernel`):
+    out[m, n] = weight[n] . x[m] + bias[n].
+
+    A word at scale_ptr has the scales of SPAN chunks. one: 1, but not constant, see `load_group`. FULL: all
+    tiles have sixteen rows.
+    """
+    thread = tl.arange(0, LANES * WARPS)
+    lane, warp = thread % LANES, thread // LANES
+    begin = tl.program_id(0) * (TILE_ROWS * TILES)
+    own = ()
+    for r in tl.static_range(ROWS_OF_LANE * TILES):
+        row = lane // SHARING + TILE_FEW * r
+        if FULL:
+            own += (begin.to(tl.int64) + row.to(tl.int64),)
+        else:
+            own += (tl.minimum(begin + row, rows - 1).to(tl.int64),)
+    # With a known step, loads would get a layout of four words per lane, and words would move between lanes.
+    word = lane % SHARING * one
+    groups: tl.constexpr = CHUNKS // GROUP
+    turns: tl.constexpr = (groups + WARPS - 1) // WARPS
+    whole: tl.constexpr = groups % WARPS == 0
+    split: tl.constexpr = BRAIN and HIGH == 4
+    less: tl.constexpr = LESS + meaning(BRAIN, split)
+    parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
+    bits: tl.constexpr = 8 * parts if UNITS else 16 * parts  # of a chunk's scales
+    x_ptr += tl.program_id(1).to(tl.int64) * (CHUNKS * FEW_TILES * LANES * 4)
+    x_ptr += lane * 4
+    totals = ()
+    for _ in tl.static_range(TILES * FEW_TILES * 4):
+        totals += (tl.zeros((LANES * WARPS,), tl.float32),)
+    if CHAINED:
+        gdc_launch_dependents()
+    lows, highs, scales, units = load_group(
+        low_ptr, high_ptr, scale_ptr, unit_ptr, own, tl.minimum(warp, groups - 1), word, warp < groups,
+        CHUNKS, HIGH, UNITS, TILES, GROUP, SPAN, whole,
+    )  # fmt: skip
+    if CHAINED:
+        gdc_wait()
+    for turn in range(turns):
+        group = turn * WARPS + warp
+        later = group + WARPS
+        next_lows, next_highs, next_scales, next_units = lows, highs, scales, units
+        if turns > 1:
+            next_lows, next_highs, next_scales, next_units = load_group(
+                low_ptr, high_ptr, scale_ptr, unit_ptr, own, tl.minimum(later, groups - 1), word,
+                later < groups, CHUNKS, HIGH, UNITS, TILES, GROUP, SPAN, whole,
+            )  # fmt: skip
+        first_chunk = tl.minimum(group, groups - 1) * GROUP
+        for j in tl.static_range(GROUP):
+            x = ()
+            for few in tl.static_range(FEW_TILES):
+                at = (first_chunk + j) * (FEW_TILES * LANES * 4) + few * (LANES * 4)
+                x += (load_four(x_ptr + at, FAST),)
+            for h in tl.static_range(HALVES):
+                steps: tl.constexpr = STEPS // HALVES
+                sums_of_x = ()
+                for few in tl.static_range(FEW_TILES):
+                    sums = (tl.zeros((LANES * WARPS,), tl.float32),) * 4
+                    if MINIMUM or less > 0:
+                        ones = tl.full((LANES * WARPS,), one_of(BRAIN), tl.int32)
+                        for s in tl.static_range(h * steps, (h + 1) * steps):
+                            sums = multiply(
+                                ones, ones, ones, ones, x[few][2 * s], x[few][2 * s + 1], sums,
+                                BRAIN, WARPS, FAST,
+                            )  # fmt: skip
+                    sums_of_x += (sums,)
+                updated = ()
+                for tile in tl.static_range(TILES):
+                    r: tl.constexpr = ROWS_OF_LANE * tile
+                    low_0, low_1 = lows[r * GROUP + j], lows[(r + 1) * GROUP + j]
+                    high_0, high_1 = low_0, low_1
+                    if HIGH > 0:
+                        high_0, high_1 = highs[r * GROUP + j], highs[(r + 1) * GROUP + j]
+                    bits_above: tl.constexpr = 0 if split else HIGH
+                    first = codes_of(low_0, high_0, False, bits_above), codes_of(low_1, high_1, False, bits_above)
+                    second = codes_of(low_0, high_0, True, bits_above), codes_of(low_1, high_1, True, bits_above)
+                    at = r * (GROUP // SPAN) + j // SPAN
+                    scales_0 = scales[at] >> (bits * (j % SPAN))
+                    scales_1 = scales[at + GROUP // SPAN] >> (bits * (j % SPAN))
+                    unit_0, unit_1 = scales_0, scales_1
+                    if UNITS:
+                        unit_0, unit_1 = units[r], units[r + 1]
+                    scale_0 = scale_in(scales_0, unit_0, h, HALVES, UNITS, False)
+                    scale_1 = scale_in(scales_1, unit_1, h, HALVES, UNITS, False)
+                    for few in tl.static_range(FEW_TILES):
+                        even, odd = sums_of_x[few][0], sums_of_x[few][1]
+                        start = even * -less, odd * -less
+                        sums = start + start
+                        for s in tl.static_range(h * steps, (h + 1) * steps):
+                            numbers = operands(first, second, s, head_of(BRAIN, False), FAST)
+                            sums = multiply(
+                                numbers[0], numbers[1], numbers[2], numbers[3],
+                                x[few][2 * s], x[few][2 * s + 1], sums, BRAIN, WARPS, FAST,
+                            )  # fmt: skip
+                            if split:
+                                upper_first = codes_of(high_0, high_0, False, 0), codes_of(high_1, high_1, False, 0)
+                                upper_second = codes_of(high_0, high_0, True, 0), codes_of(high_1, high_1, True, 0)
+                                numbers = operands(upper_first, upper_second, s, head_of(BRAIN, True), FAST)
+                                sums = multiply(
+                                    numbers[0], numbers[1], numbers[2], numbers[3],
+                                    x[few][2 * s], x[few][2 * s + 1], sums, BRAIN, WARPS, FAST,
+                                )  # fmt: skip
+                        t: tl.constexpr = 4 * (tile * FEW_TILES + few)
+                        found = (
+                            totals[t] + scale_0 * sums[0], totals[t + 1] + scale_0 * sums[1],
+                            totals[t + 2] + scale_1 * sums[2], totals[t + 3] + scale_1 * sums[3],
+                        )  # fmt: skip
+                        if MINIMUM:
+                            least_0 = scale_in(scales_0, unit_0, HALVES + h, HALVES, UNITS, False)
+                            least_1 = scale_in(scales_1, unit_1, HALVES + h, HALVES, UNITS, False)
+                            found = (
+                                found[0] - least_0 * even, found[1] - least_0 * odd,
+                                found[2] - least_1 * even, found[3] - least_1 * odd,
+                            )  # fmt: skip
+                        updated += found
+                totals = updated
+        lows, highs, scales, units = next_lows, next_highs, next_scales, next_units
+    few_begin = tl.program_id(1) * (FEW_TILES * TILE_FEW)
+    at_lane = tl.arange(0, LANES)[:, None, None]
+    odd = tl.arange(0, 2)[None, :, None]
+    second_row = tl.arange(0, ROWS_OF_LANE)[None, None, :]
+    for tile in tl.static_range(TILES):
+        n = begin + TILE_ROWS * tile + TILE_FEW * second_row + at_lane // SHARING
+        for few in tl.static_range(FEW_TILES):
+            t: tl.constexpr = 4 * (tile * FEW_TILES + few)
+            four = tl.join(tl.join(totals[t], totals[t + 1]), tl.join(totals[t + 2], totals[t + 3]))
+            result = tl.sum(tl.reshape(four, (WARPS, LANES, 2, ROWS_OF_LANE)), axis=0) * unit_of(BRAIN)
+            if BIAS:
+                result += tl.load(bias_ptr + tl.minimum(n, rows - 1)).to(tl.float32)
+            m = few_begin + TILE_FEW * few + at_lane % SHARING * 2 + odd
+            place = out_ptr + m.to(tl.int64) * rows + n
+            tl.store(place, result.to(out_ptr.dtype.element_ty), mask=(n < rows) & (m < count))
+
+
+@dataclass(frozen=True)
+class TilesTiling:
+    """How such a product is divided: tiles of rows per program, and warps that share them."""
+
+    tiles: int
+    warps: int
+
+
+def tiling(rows: int, chunks: int) -> TilesTiling:
+    """How to divide a product with this many rows of this many chunks: warps share a row until there are
+    enough of them.
+    """
+    tiles = 2 if rows >= BUSY * TILE_ROWS.value // MOST_WARPS else 1
+    warps = 1
+    while warps < MOST_WARPS and warps * triton.cdiv(rows, TILE_ROWS.value * tiles) < BUSY:
+        warps *= 2
+    return TilesTiling(tiles, warps)
+
+
+def takes_tiles(dtype: torch.dtype, weight: PlaneWeight) -> bool:
+    """Whether this kernel multiplies rows of this dtype by a weight, on a GPU or in the interpreter."""
+    return dtype.itemsize == 2 and weight.form.integers and (has_ptx() or weight.device.type == "cpu")
+
+
+def multiply_tiles(
+    x: Tensor,
+    weight: PlaneWeight,
+    bias: Tensor | None = None,
+    tiles: TilesTiling | None = None,
+    chained: bool | None = None,
+) -> Tensor:
+    """`F.linear` of a few rows, x [..., columns], bfloat16 or float16: [..., rows] in its dtype.
+
+    tiles, chained: None takes the best known for this weight and device.
+    """
+    tiles = tiles or tiling(weight.rows, weight.chunks)
+    chained = chains(weight.device) if chained is None else chained
+    chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
+    flat = x.reshape(-1, weight.columns).contiguous()
+    count = len(flat)
+    few_tiles = min(MOST_FEW_TILES, triton.cdiv(count, TILE_FEW.value))
+    parts = triton.cdiv(count, few_tiles * TILE_FEW.value)
+    pairs = parts * weight.chunks * few_tiles * LANES.value * STEPS.value
+    arranged = torch.empty(2 * pairs, dtype=torch.int32, device=x.device)
+    arrange_tiles_kernel[(triton.cdiv(pairs, ARRANGED),)](
+        flat.view(torch.int32), arranged, count, CHUNKS=weight.chunks, FEW_TILES=few_tiles, PARTS=parts,
+        BLOCK=ARRANGED, CHAINED=chained, num_warps=ARRANGED // LANES.value, **chain,
+    )  # fmt: skip
+    out = torch.empty(count, weight.rows, dtype=x.dtype, device=x.device)
+    size = weight.scales.shape[-1] * weight.scales.itemsize
+    group = _divisor(weight.chunks, MOST_GROUP)
+    span = _divisor(weight.chunks, min(group, SCALE_BYTES // size))
+    forms = constants(weight)
+    del forms["TABLE"]
+    plane_tiles_kernel[(triton.cdiv(weight.rows, TILE_ROWS.value * tiles.tiles), parts)](
+        arranged, weight.low, weight.low if weight.high is None else weight.high,
+        weight.scales.flatten().view(_WORDS[size * span]),
+        weight.low if weight.units is None else weight.units.flatten().view(_WORDS[2 * weight.units.shape[-1]]),
+        1, out if bias is None else bias, out, weight.rows, count,
+        **forms, BIAS=bias is not None, BRAIN=x.dtype == torch.bfloat16, TILES=tiles.tiles,
+        FEW_TILES=few_tiles, GROUP=group, SPAN=span, FULL=weight.rows % (TILE_ROWS.value * tiles.tiles) == 0,
+        WARPS=tiles.warps, FAST=has_ptx(), CHAINED=chained, num_warps=tiles.warps, **chain,
+    )  # fmt: skip
+    return out.view(*x.shape[:-1], weight.rows)
+
+
+MOST_FEW_TILES = 4  # of rows of x, in a program
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest power of two that divides a number, at most `most`."""
+    return min(number & -number, most)
