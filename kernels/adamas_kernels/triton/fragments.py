@@ -46,9 +46,15 @@ def meaning(brain, split):
 
 
 @triton.constexpr_function
-def one_of(brain):
-    """Two numbers that multiply x like a code of 1."""
-    return 0x3F803F80 if brain else 0x00010001
+def two_of(number, brain):
+    """Two times the same whole number that multiplies x like a code, with at most 8 significant bits."""
+    size = number if number > 0 else -number
+    if brain:
+        power = size.bit_length() - 1
+        size = 127 + power << 7 | size << 7 >> power & 0x7F
+    bits = size if number > 0 else size | 0x8000
+    both = bits << 16 | bits
+    return both - (1 << 32) if both >> 31 else both
 
 
 @triton.constexpr_function
@@ -58,15 +64,15 @@ def unit_of(brain):
 
 
 @triton.jit
-def pair_of(codes, STEP: tl.constexpr, HEAD: tl.constexpr, FAST: tl.constexpr):
-    """Bytes 2 STEP and 2 STEP + 1 of codes, each under the byte HEAD."""
+def pair_of(codes, head, STEP: tl.constexpr, FAST: tl.constexpr):
+    """Bytes 2 STEP and 2 STEP + 1 of codes, each under the lowest byte of head."""
     if FAST:
         return tl.inline_asm_elementwise(
             "prmt.b32 $0, $1, $2, 0x4342;" if STEP else "prmt.b32 $0, $1, $2, 0x4140;",
-            "=r,r,r", [codes, HEAD], dtype=tl.int32, is_pure=True, pack=1,
+            "=r,r,r", [codes, head], dtype=tl.int32, is_pure=True, pack=1,
         )  # fmt: skip
     first, second = (codes >> (16 * STEP)) & 0xFF, (codes >> (16 * STEP + 8)) & 0xFF
-    return first | (second << 16) | (HEAD | (HEAD << 16)) << 8
+    return first | (second << 16) | ((head | (head << 16)) << 8)
 
 
 @triton.jit

@@ -29,14 +29,14 @@ from adamas_kernels.triton.fragments import (
     load_four,
     meaning,
     multiply,
-    one_of,
     pair_of,
+    two_of,
     unit_of,
 )
 from adamas_kernels.triton.launch import chains, has_ptx
-from adamas_kernels.triton.plane_product import scale_in
 from adamas_kernels.triton.planes import PlaneWeight
 
+MOST_FEW_TILES = 4  # of rows of x, in a program
 ARRANGED = 128  # pairs of words that a program arranges
 MOST_GROUP = 4  # chunks whose words are loaded at once
 SCALE_BYTES = 8  # most bytes of scales that are loaded at once
@@ -97,12 +97,76 @@ def load_group(
 
 
 @triton.jit
-def operands(first, second, STEP: tl.constexpr, HEAD: tl.constexpr, FAST: tl.constexpr):
-    """The numbers of one step of both of a lane's rows; first, second: their first and their second codes."""
-    return (
-        pair_of(first[0], STEP, HEAD, FAST), pair_of(first[1], STEP, HEAD, FAST),
-        pair_of(second[0], STEP, HEAD, FAST), pair_of(second[1], STEP, HEAD, FAST),
+def add_step(sums, low, high, x, head, STEP: tl.constexpr, HIGH: tl.constexpr,
+             BRAIN: tl.constexpr, WARPS: tl.constexpr, FAST: tl.constexpr):  # fmt: skip
+    """sums + products of one step of codes, whose words of both of a lane's rows are given, and x."""
+    first_0, first_1 = codes_of(low[0], high[0], False, HIGH), codes_of(low[1], high[1], False, HIGH)
+    second_0, second_1 = codes_of(low[0], high[0], True, HIGH), codes_of(low[1], high[1], True, HIGH)
+    return multiply(
+        pair_of(first_0, head, STEP, FAST), pair_of(first_1, head, STEP, FAST),
+        pair_of(second_0, head, STEP, FAST), pair_of(second_1, head, STEP, FAST),
+        x[2 * STEP], x[2 * STEP + 1], sums, BRAIN, WARPS, FAST,
     )  # fmt: skip
+
+
+@triton.constexpr_function
+def less_of(less, high, brain):
+    """What operands exceed the values of their codes by, see `meaning`."""
+    return less + meaning(brain, brain and high == 4)
+
+
+@triton.jit
+def sums_of_x(
+    x, times, HALF: tl.constexpr, HALVES: tl.constexpr, TIMES: tl.constexpr, BRAIN: tl.constexpr,
+    WARPS: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Sums over a half, or all, of a chunk of x, times TIMES, for every row as in `multiply`. times: four
+    words of that number.
+    """
+    sums = (tl.zeros((LANES * WARPS,), tl.float32),) * 4
+    if TIMES != 0:
+        for step in tl.static_range(HALF * (STEPS // HALVES), (HALF + 1) * (STEPS // HALVES)):
+            sums = multiply(
+                times[0], times[1], times[2], times[3], x[2 * step], x[2 * step + 1], sums, BRAIN, WARPS, FAST
+            )
+    return sums
+
+
+@triton.jit
+def sums_of_codes(
+    low, high, x, sums, heads, HALF: tl.constexpr, HALVES: tl.constexpr, HIGH: tl.constexpr,
+    BRAIN: tl.constexpr, WARPS: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """sums + the same of codes times x, see `add_step`."""
+    split: tl.constexpr = BRAIN and HIGH == 4
+    for step in tl.static_range(HALF * (STEPS // HALVES), (HALF + 1) * (STEPS // HALVES)):
+        sums = add_step(sums, low, high, x, heads[0], step, 0 if split else HIGH, BRAIN, WARPS, FAST)
+        if split:
+            sums = add_step(sums, high, high, x, heads[1], step, 0, BRAIN, WARPS, FAST)
+    return sums
+
+
+@triton.jit
+def half_in(words, PART: tl.constexpr):
+    """One of the float16 numbers in each word, as float32."""
+    return (words.to(tl.int32) >> (16 * PART)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def scaled(words, units, PART: tl.constexpr, KIND: tl.constexpr, UNITS: tl.constexpr, TIMES: tl.constexpr):
+    """One of the scales in each word of a chunk, in float32, times TIMES. KIND: of its unit: 0 for a scale, 1
+    for a minimum.
+    """
+    if UNITS:
+        number = ((words.to(tl.int32) << (24 - 8 * PART)) >> 24).to(tl.float32)
+        return number * (half_in(units, KIND) * TIMES)
+    return half_in(words, PART) * TIMES
+
+
+@triton.jit
+def four_of(totals, NUMBER: tl.constexpr):
+    """The four sums of a tile of rows with a tile of rows of x."""
+    return totals[4 * NUMBER], totals[4 * NUMBER + 1], totals[4 * NUMBER + 2], totals[4 * NUMBER + 3]
 
 
 @triton.jit(do_not_specialize=["one", "rows", "count"])
@@ -134,15 +198,22 @@ def plane_tiles_kernel(
     groups: tl.constexpr = CHUNKS // GROUP
     turns: tl.constexpr = (groups + WARPS - 1) // WARPS
     whole: tl.constexpr = groups % WARPS == 0
-    split: tl.constexpr = BRAIN and HIGH == 4
-    less: tl.constexpr = LESS + meaning(BRAIN, split)
     parts: tl.constexpr = HALVES * 2 if MINIMUM else HALVES
     bits: tl.constexpr = 8 * parts if UNITS else 16 * parts  # of a chunk's scales
+    # Sums of x are made with the factor with which they begin the sums of codes, if these need any.
+    less: tl.constexpr = less_of(LESS, HIGH, BRAIN)
+    times: tl.constexpr = -less if less > 0 else (1 if MINIMUM else 0)
+    # Constants that the compiler cannot recognize keep registers of their own; others are moved there again
+    # for each instruction, which takes as long as everything else.
+    nought = lane * (one - 1)
+    heads = head_of(BRAIN, False) + nought, head_of(BRAIN, True) + nought
+    two: tl.constexpr = two_of(times, BRAIN)
+    repeated = two + nought, two - nought, two | nought, two ^ nought
     x_ptr += tl.program_id(1).to(tl.int64) * (CHUNKS * FEW_TILES * LANES * 4)
     x_ptr += lane * 4
-    totals = ()
+    nothing, totals = tl.zeros((LANES * WARPS,), tl.float32), ()
     for _ in tl.static_range(TILES * FEW_TILES * 4):
-        totals += (tl.zeros((LANES * WARPS,), tl.float32),)
+        totals += (nothing,)
     if CHAINED:
         gdc_launch_dependents()
     lows, highs, scales, units = load_group(
@@ -167,65 +238,38 @@ def plane_tiles_kernel(
                 at = (first_chunk + j) * (FEW_TILES * LANES * 4) + few * (LANES * 4)
                 x += (load_four(x_ptr + at, FAST),)
             for h in tl.static_range(HALVES):
-                steps: tl.constexpr = STEPS // HALVES
-                sums_of_x = ()
+                of_x = ()
                 for few in tl.static_range(FEW_TILES):
-                    sums = (tl.zeros((LANES * WARPS,), tl.float32),) * 4
-                    if MINIMUM or less > 0:
-                        ones = tl.full((LANES * WARPS,), one_of(BRAIN), tl.int32)
-                        for s in tl.static_range(h * steps, (h + 1) * steps):
-                            sums = multiply(
-                                ones, ones, ones, ones, x[few][2 * s], x[few][2 * s + 1], sums,
-                                BRAIN, WARPS, FAST,
-                            )  # fmt: skip
-                    sums_of_x += (sums,)
+                    of_x += (sums_of_x(x[few], repeated, h, HALVES, times, BRAIN, WARPS, FAST),)
                 updated = ()
                 for tile in tl.static_range(TILES):
-                    r: tl.constexpr = ROWS_OF_LANE * tile
-                    low_0, low_1 = lows[r * GROUP + j], lows[(r + 1) * GROUP + j]
-                    high_0, high_1 = low_0, low_1
+                    low = lows[2 * tile * GROUP + j], lows[(2 * tile + 1) * GROUP + j]
+                    high = low
                     if HIGH > 0:
-                        high_0, high_1 = highs[r * GROUP + j], highs[(r + 1) * GROUP + j]
-                    bits_above: tl.constexpr = 0 if split else HIGH
-                    first = codes_of(low_0, high_0, False, bits_above), codes_of(low_1, high_1, False, bits_above)
-                    second = codes_of(low_0, high_0, True, bits_above), codes_of(low_1, high_1, True, bits_above)
-                    at = r * (GROUP // SPAN) + j // SPAN
-                    scales_0 = scales[at] >> (bits * (j % SPAN))
-                    scales_1 = scales[at + GROUP // SPAN] >> (bits * (j % SPAN))
-                    unit_0, unit_1 = scales_0, scales_1
+                        high = highs[2 * tile * GROUP + j], highs[(2 * tile + 1) * GROUP + j]
+                    words_0 = scales[2 * tile * (GROUP // SPAN) + j // SPAN] >> (bits * (j % SPAN))
+                    words_1 = scales[(2 * tile + 1) * (GROUP // SPAN) + j // SPAN] >> (bits * (j % SPAN))
+                    unit_0, unit_1 = words_0, words_1
                     if UNITS:
-                        unit_0, unit_1 = units[r], units[r + 1]
-                    scale_0 = scale_in(scales_0, unit_0, h, HALVES, UNITS, False)
-                    scale_1 = scale_in(scales_1, unit_1, h, HALVES, UNITS, False)
+                        unit_0, unit_1 = units[2 * tile], units[2 * tile + 1]
+                    scale_0 = scaled(words_0, unit_0, h, 0, UNITS, 1.0)
+                    scale_1 = scaled(words_1, unit_1, h, 0, UNITS, 1.0)
                     for few in tl.static_range(FEW_TILES):
-                        even, odd = sums_of_x[few][0], sums_of_x[few][1]
-                        start = even * -less, odd * -less
-                        sums = start + start
-                        for s in tl.static_range(h * steps, (h + 1) * steps):
-                            numbers = operands(first, second, s, head_of(BRAIN, False), FAST)
-                            sums = multiply(
-                                numbers[0], numbers[1], numbers[2], numbers[3],
-                                x[few][2 * s], x[few][2 * s + 1], sums, BRAIN, WARPS, FAST,
-                            )  # fmt: skip
-                            if split:
-                                upper_first = codes_of(high_0, high_0, False, 0), codes_of(high_1, high_1, False, 0)
-                                upper_second = codes_of(high_0, high_0, True, 0), codes_of(high_1, high_1, True, 0)
-                                numbers = operands(upper_first, upper_second, s, head_of(BRAIN, True), FAST)
-                                sums = multiply(
-                                    numbers[0], numbers[1], numbers[2], numbers[3],
-                                    x[few][2 * s], x[few][2 * s + 1], sums, BRAIN, WARPS, FAST,
-                                )  # fmt: skip
-                        t: tl.constexpr = 4 * (tile * FEW_TILES + few)
+                        start = of_x[few] if less > 0 else (nothing, nothing, nothing, nothing)
+                        sums = sums_of_codes(
+                            low, high, x[few], start, heads, h, HALVES, HIGH, BRAIN, WARPS, FAST
+                        )
+                        before = four_of(totals, tile * FEW_TILES + few)
                         found = (
-                            totals[t] + scale_0 * sums[0], totals[t + 1] + scale_0 * sums[1],
-                            totals[t + 2] + scale_1 * sums[2], totals[t + 3] + scale_1 * sums[3],
+                            before[0] + scale_0 * sums[0], before[1] + scale_0 * sums[1],
+                            before[2] + scale_1 * sums[2], before[3] + scale_1 * sums[3],
                         )  # fmt: skip
                         if MINIMUM:
-                            least_0 = scale_in(scales_0, unit_0, HALVES + h, HALVES, UNITS, False)
-                            least_1 = scale_in(scales_1, unit_1, HALVES + h, HALVES, UNITS, False)
+                            least_0 = scaled(words_0, unit_0, HALVES + h, 1, UNITS, 1.0 / times)
+                            least_1 = scaled(words_1, unit_1, HALVES + h, 1, UNITS, 1.0 / times)
                             found = (
-                                found[0] - least_0 * even, found[1] - least_0 * odd,
-                                found[2] - least_1 * even, found[3] - least_1 * odd,
+                                found[0] - least_0 * of_x[few][0], found[1] - least_0 * of_x[few][1],
+                                found[2] - least_1 * of_x[few][2], found[3] - least_1 * of_x[few][3],
                             )  # fmt: skip
                         updated += found
                 totals = updated
@@ -237,9 +281,9 @@ def plane_tiles_kernel(
     for tile in tl.static_range(TILES):
         n = begin + TILE_ROWS * tile + TILE_FEW * second_row + at_lane // SHARING
         for few in tl.static_range(FEW_TILES):
-            t: tl.constexpr = 4 * (tile * FEW_TILES + few)
-            four = tl.join(tl.join(totals[t], totals[t + 1]), tl.join(totals[t + 2], totals[t + 3]))
-            result = tl.sum(tl.reshape(four, (WARPS, LANES, 2, ROWS_OF_LANE)), axis=0) * unit_of(BRAIN)
+            four = four_of(totals, tile * FEW_TILES + few)
+            joined = tl.join(tl.join(four[0], four[1]), tl.join(four[2], four[3]))
+            result = tl.sum(tl.reshape(joined, (WARPS, LANES, 2, ROWS_OF_LANE)), axis=0) * unit_of(BRAIN)
             if BIAS:
                 result += tl.load(bias_ptr + tl.minimum(n, rows - 1)).to(tl.float32)
             m = few_begin + TILE_FEW * few + at_lane % SHARING * 2 + odd
@@ -296,24 +340,24 @@ def multiply_tiles(
         BLOCK=ARRANGED, CHAINED=chained, num_warps=ARRANGED // LANES.value, **chain,
     )  # fmt: skip
     out = torch.empty(count, weight.rows, dtype=x.dtype, device=x.device)
-    size = weight.scales.shape[-1] * weight.scales.itemsize
+    low, high, scales, units = weight.low, weight.high, weight.scales, weight.units
+    size = scales.shape[-1] * scales.itemsize
     group = _divisor(weight.chunks, MOST_GROUP)
-    span = _divisor(weight.chunks, min(group, SCALE_BYTES // size))
+    span = min(group, SCALE_BYTES // size)
     forms = constants(weight)
     del forms["TABLE"]
-    plane_tiles_kernel[(triton.cdiv(weight.rows, TILE_ROWS.value * tiles.tiles), parts)](
-        arranged, weight.low, weight.low if weight.high is None else weight.high,
-        weight.scales.flatten().view(_WORDS[size * span]),
-        weight.low if weight.units is None else weight.units.flatten().view(_WORDS[2 * weight.units.shape[-1]]),
+    rows = TILE_ROWS.value * tiles.tiles
+    plane_tiles_kernel[(triton.cdiv(weight.rows, rows), parts)](
+        arranged, low, low if high is None else high, scales.flatten().view(_WORDS[size * span]),
+        low if units is None else units.flatten().view(_WORDS[units.shape[-1] * units.itemsize]),
         1, out if bias is None else bias, out, weight.rows, count,
         **forms, BIAS=bias is not None, BRAIN=x.dtype == torch.bfloat16, TILES=tiles.tiles,
-        FEW_TILES=few_tiles, GROUP=group, SPAN=span, FULL=weight.rows % (TILE_ROWS.value * tiles.tiles) == 0,
+        FEW_TILES=few_tiles, GROUP=group, SPAN=span, FULL=weight.rows % rows == 0,
         WARPS=tiles.warps, FAST=has_ptx(), CHAINED=chained, num_warps=tiles.warps, **chain,
     )  # fmt: skip
     return out.view(*x.shape[:-1], weight.rows)
 
 
-MOST_FEW_TILES = 4  # of rows of x, in a program
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
