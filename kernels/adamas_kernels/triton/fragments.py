@@ -95,23 +95,6 @@ def _number(bits, BRAIN: tl.constexpr):
 
 
 @triton.jit
-def _products(weight, x, BRAIN: tl.constexpr, WARPS: tl.constexpr):
-    """float32 [WARPS, 8 rows of the weight, 8 rows of x], each summed over the numbers of four lanes."""
-    weight = tl.reshape(weight, (WARPS, TILE_FEW, 1, SHARING))
-    x = tl.reshape(x, (WARPS, 1, TILE_FEW, SHARING))
-    both = _number(weight, BRAIN) * _number(x, BRAIN)
-    both += _number(weight >> 16, BRAIN) * _number(x >> 16, BRAIN)
-    return tl.sum(both, axis=3)
-
-
-@triton.jit
-def _of_lanes(products, WARPS: tl.constexpr):
-    """Each lane's two of `_products`."""
-    even, odd = tl.split(tl.reshape(products, (WARPS, TILE_FEW, SHARING, 2)))
-    return tl.reshape(even, (WARPS * LANES,)), tl.reshape(odd, (WARPS * LANES,))
-
-
-@triton.jit
 def multiply(
     first, second, later_first, later_second, x, later_x, sums,
     BRAIN: tl.constexpr, WARPS: tl.constexpr, FAST: tl.constexpr,
@@ -126,7 +109,12 @@ def multiply(
             [first, second, later_first, later_second, x, later_x, sums[0], sums[1], sums[2], sums[3]],
             dtype=(tl.float32, tl.float32, tl.float32, tl.float32), is_pure=True, pack=1,
         )  # fmt: skip
-    upper = _products(first, x, BRAIN, WARPS) + _products(later_first, later_x, BRAIN, WARPS)
-    lower = _products(second, x, BRAIN, WARPS) + _products(later_second, later_x, BRAIN, WARPS)
-    upper, lower = _of_lanes(upper, WARPS), _of_lanes(lower, WARPS)
+    weight = tl.join(tl.join(first, later_first), tl.join(second, later_second))
+    weight = tl.reshape(weight, (WARPS, TILE_FEW, 1, SHARING, 2, ROWS_OF_LANE))
+    x = tl.reshape(tl.join(x, later_x), (WARPS, 1, TILE_FEW, SHARING, 2, 1))
+    both = _number(weight, BRAIN) * _number(x, BRAIN)
+    both += _number(weight >> 16, BRAIN) * _number(x >> 16, BRAIN)
+    found = tl.sum(tl.sum(both, axis=4), axis=3)
+    upper, lower = tl.split(tl.reshape(found, (WARPS * LANES, 2, ROWS_OF_LANE)))
+    upper, lower = tl.split(upper), tl.split(lower)
     return sums[0] + upper[0], sums[1] + upper[1], sums[2] + lower[0], sums[3] + lower[1]
