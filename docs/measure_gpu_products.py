@@ -3,13 +3,13 @@
     python docs/measure_gpu_products.py --check
     python docs/measure_gpu_products.py --shapes 8b,1.5b --kinds Q4_K,Q6_K --rows 4,8 --warps 2,4
     python docs/measure_gpu_products.py --shapes 8b --kinds Q4_0,Q4_1,Q4_K --torch 128,32
-    python docs/measure_gpu_products.py --few 2,4,16,32 --tiles 1x8,2x4 --numbers
+    python docs/measure_gpu_products.py --few 2,4,16,32 --tiles 1x8x2,2x4x4 --numbers
     python docs/measure_gpu_products.py --unpack
     python docs/measure_gpu_products.py --experts 1,8,64,512,4096 --kinds Q4_K,MXFP4
 
 A time is the shortest of several replays of a CUDA graph of LAUNCHES products, which cycle through more
 weights than fit into the L2 cache. The time of one row includes rounding x, and that of few rows arranging
-it. --tiles: tiles of a program, and the warps that share them. --torch: also torch's own 4-bit
+it. --tiles: tiles of a program, the warps that share them, and the chunks that each loads at once. --torch: also torch's own 4-bit
 product, tinygemm, with groups of this many inputs. --experts: the experts of one layer of MIXTURES for this
 many tokens, with random choices. --check: compares every kernel and weight type with the reference in
 float64.
@@ -258,7 +258,7 @@ def few_rows(options: argparse.Namespace) -> None:
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_few, *zip(*inputs, strict=True)))
     print(f"{torch.cuda.get_device_name()}; compiled in {time.perf_counter() - begin:.0f} s; us\n")
-    heads = [f"{tiles.tiles} tiles, {tiles.warps} warps" for tiles in tilings]
+    heads = [f"{tiles.tiles}x{tiles.warps}x{tiles.group}" for tiles in tilings]
     print("| shape | kind | rows of x | one row | cuBLAS | numbers | default | "
           f"{' | '.join(heads)} | best, GB/s | of one row | error |")  # fmt: skip
     print("|---|---|" + "---:|" * (8 + len(heads)))
@@ -428,7 +428,7 @@ def main() -> None:
     parser.add_argument("--experts", type=numbers, default=())
     parser.add_argument("--unpacked", type=int, default=1 << 27, help="numbers of experts at a time")
     parser.add_argument("--few", type=numbers, default=())
-    parser.add_argument("--tiles", type=words, default=("1x4", "1x8", "2x4", "2x8"))
+    parser.add_argument("--tiles", type=words, default=("1x4x4", "1x8x4", "1x8x2", "2x4x4", "2x8x4"))
     parser.add_argument("--numbers", action="store_true", help="also few rows by unpacked numbers")
     parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))
     parser.add_argument("--kinds", type=words, default=("Q4_K", "Q6_K", "Q8_0"))

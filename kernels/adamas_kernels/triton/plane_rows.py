@@ -1,4 +1,7 @@
-"""A few rows times a weight in planes, on tensor cores: the weight is read once for all rows."""
+"""A few rows times a weight in planes, on tensor cores: the weight is read once for all rows.
+
+Where `plane_tiles.py` cannot, the weight's numbers are unpacked in registers.
+"""
 
 from __future__ import annotations
 

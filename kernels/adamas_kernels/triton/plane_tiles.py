@@ -38,7 +38,6 @@ from adamas_kernels.triton.planes import PlaneWeight
 
 MOST_FEW_TILES = 4  # of rows of x, in a program
 ARRANGED = 128  # pairs of words that a program arranges
-MOST_GROUP = 4  # chunks whose words are loaded at once
 SCALE_BYTES = 8  # most bytes of scales that are loaded at once
 MOST_WARPS = 8  # that share a row
 BUSY = 1500  # warps that keep the memory of the largest GPUs busy
@@ -82,17 +81,17 @@ def load_group(
     for r in tl.static_range(ROWS_OF_LANE * TILES):
         for j in tl.static_range(GROUP):
             at = rows[r] * (CHUNKS * 4) + group * (GROUP * 4) + word + 4 * j
-            lows += (tl.load(low_ptr + at),)
+            lows += (tl.load(low_ptr + at),)  # type: ignore[assignment]
             if HIGH > 0:
-                highs += (tl.load(high_ptr + at),)
+                highs += (tl.load(high_ptr + at),)  # type: ignore[assignment]
         for j in tl.static_range(GROUP // SPAN):
             place = scale_ptr + rows[r] * (CHUNKS // SPAN) + group * (GROUP // SPAN) + j
             if WHOLE:
-                scales += (tl.load(place),)
+                scales += (tl.load(place),)  # type: ignore[assignment]
             else:
-                scales += (tl.load(place, mask=there, other=0),)
+                scales += (tl.load(place, mask=there, other=0),)  # type: ignore[assignment]
         if UNITS:
-            units += (tl.load(unit_ptr + rows[r] * (CHUNKS // 8) + ((group * GROUP) >> 3)),)
+            units += (tl.load(unit_ptr + rows[r] * (CHUNKS // 8) + ((group * GROUP) >> 3)),)  # type: ignore[assignment]
     return lows, highs, scales, units
 
 
@@ -180,8 +179,8 @@ def plane_tiles_kernel(
     """Program (TILES tiles of rows of the weight, FEW_TILES tiles of rows of x from `arrange_tiles_kernel`):
     out[m, n] = weight[n] . x[m] + bias[n].
 
-    A word at scale_ptr has the scales of SPAN chunks. one: 1, but not constant, see `load_group`. FULL: all
-    tiles have sixteen rows.
+    A word at scale_ptr has the scales of SPAN chunks. one: 1, but not known to the compiler. FULL: all tiles
+    have sixteen rows.
     """
     thread = tl.arange(0, LANES * WARPS)
     lane, warp = thread % LANES, thread // LANES
@@ -190,9 +189,9 @@ def plane_tiles_kernel(
     for r in tl.static_range(ROWS_OF_LANE * TILES):
         row = lane // SHARING + TILE_FEW * r
         if FULL:
-            own += (begin.to(tl.int64) + row.to(tl.int64),)
+            own += (begin.to(tl.int64) + row.to(tl.int64),)  # type: ignore[assignment]
         else:
-            own += (tl.minimum(begin + row, rows - 1).to(tl.int64),)
+            own += (tl.minimum(begin + row, rows - 1).to(tl.int64),)  # type: ignore[assignment]
     # With a known step, loads would get a layout of four words per lane, and words would move between lanes.
     word = lane % SHARING * one
     groups: tl.constexpr = CHUNKS // GROUP
@@ -213,7 +212,7 @@ def plane_tiles_kernel(
     x_ptr += lane * 4
     nothing, totals = tl.zeros((LANES * WARPS,), tl.float32), ()
     for _ in tl.static_range(TILES * FEW_TILES * 4):
-        totals += (nothing,)
+        totals += (nothing,)  # type: ignore[assignment]
     if CHAINED:
         gdc_launch_dependents()
     lows, highs, scales, units = load_group(
@@ -236,11 +235,11 @@ def plane_tiles_kernel(
             x = ()
             for few in tl.static_range(FEW_TILES):
                 at = (first_chunk + j) * (FEW_TILES * LANES * 4) + few * (LANES * 4)
-                x += (load_four(x_ptr + at, FAST),)
+                x += (load_four(x_ptr + at, FAST),)  # type: ignore[assignment]
             for h in tl.static_range(HALVES):
                 of_x = ()
                 for few in tl.static_range(FEW_TILES):
-                    of_x += (sums_of_x(x[few], repeated, h, HALVES, times, BRAIN, WARPS, FAST),)
+                    of_x += (sums_of_x(x[few], repeated, h, HALVES, times, BRAIN, WARPS, FAST),)  # type: ignore[assignment]
                 updated = ()
                 for tile in tl.static_range(TILES):
                     low = lows[2 * tile * GROUP + j], lows[(2 * tile + 1) * GROUP + j]
@@ -271,7 +270,7 @@ def plane_tiles_kernel(
                                 found[0] - least_0 * of_x[few][0], found[1] - least_0 * of_x[few][1],
                                 found[2] - least_1 * of_x[few][2], found[3] - least_1 * of_x[few][3],
                             )  # fmt: skip
-                        updated += found
+                        updated += found  # type: ignore[assignment]
                 totals = updated
         lows, highs, scales, units = next_lows, next_highs, next_scales, next_units
     few_begin = tl.program_id(1) * (FEW_TILES * TILE_FEW)
@@ -293,10 +292,13 @@ def plane_tiles_kernel(
 
 @dataclass(frozen=True)
 class TilesTiling:
-    """How such a product is divided: tiles of rows per program, and warps that share them."""
+    """How such a product is divided: tiles of rows per program, warps that share them, and most chunks whose
+    words are loaded at once, 1, 2, 4 or 8.
+    """
 
     tiles: int
     warps: int
+    group: int = 4
 
 
 def tiling(rows: int, chunks: int) -> TilesTiling:
@@ -342,7 +344,7 @@ def multiply_tiles(
     out = torch.empty(count, weight.rows, dtype=x.dtype, device=x.device)
     low, high, scales, units = weight.low, weight.high, weight.scales, weight.units
     size = scales.shape[-1] * scales.itemsize
-    group = _divisor(weight.chunks, MOST_GROUP)
+    group = _divisor(weight.chunks, tiles.group)
     span = min(group, SCALE_BYTES // size)
     forms = constants(weight)
     del forms["TABLE"]
