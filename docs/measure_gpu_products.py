@@ -9,10 +9,10 @@
 
 A time is the shortest of several replays of a CUDA graph of LAUNCHES products, which cycle through more
 weights than fit into the L2 cache. The time of one row includes rounding x, and that of few rows arranging
-it. --tiles: tiles of a program, the warps that share them, and the chunks that each loads at once. --torch: also torch's own 4-bit
-product, tinygemm, with groups of this many inputs. --experts: the experts of one layer of MIXTURES for this
-many tokens, with random choices. --check: compares every kernel and weight type with the reference in
-float64.
+it. --tiles: tiles of a program, the warps that share them, and the chunks that each loads at once. --torch:
+also torch's own 4-bit product, tinygemm, with groups of this many inputs. --experts: the experts of one layer
+of MIXTURES for this many tokens, with random choices. --check: compares every kernel and weight type with the
+reference in float64.
 """
 
 from __future__ import annotations
