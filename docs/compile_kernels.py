@@ -3,7 +3,7 @@
     python docs/compile_kernels.py [--generations 80,90,120] [--kinds Q4_K,Q6_K] [--no-apart]
 
 Exits with 1 if a kernel spills more registers to its stack than the limit recorded here, or if numbers are
-not in the lanes that the assembly of tile.py expects.
+not in the lanes that the assembly of tile.py and fragments.py expects.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ STACK_LIMIT = {
 # Bytes of shared memory available to a program.
 SHARED_LIMIT = {80: 166912, 90: 232448, 120: 101376}
 CAPACITY = 131072  # tokens of the largest cache that kernels are made for
-# The only layout allowed where assembly names lanes: number i in lane i, and none moved.
-LANES_IN_ORDER = "#blocked = #ttg.blocked<{sizePerThread = [1], threadsPerWarp = [32]"
+# The only layout allowed for operands of assembly that names lanes: number i in thread i.
+IN_ORDER = r"(#\w+) = #ttg.blocked<{sizePerThread = \[1\], threadsPerWarp = \[32\],"
+NAMING_LANES = ("estimate_tiles_kernel", "plane_tiles_kernel")
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl", "maxnreg")
 TYPES = {
     torch.float32: "fp32",
@@ -84,7 +85,7 @@ TYPES = {
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # Weight types that together have all forms, and the products: outputs, inputs, rows.
 KINDS = ("Q4_0", "Q4_K", "Q5_1", "Q6_K", "Q2_K", "Q8_0", "IQ4_XS")
-PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (4096, 4096, 16), (4096, 4096, 64))
+PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (1536, 8960, 8), (4096, 4096, 16), (4096, 4096, 64))
 ERROR = 2.0**-11
 # As in gpt-oss and Gemma 2, besides windows.
 WITH_SINKS, CAPPED = Softmax(sinks=torch.zeros(64, dtype=torch.bfloat16)), Softmax(softcap=50.0)
@@ -340,9 +341,12 @@ def resources(result: Any) -> tuple[int, int, int]:
 
 
 def lanes_in_order(result: Any) -> bool:
-    """Whether every tensor of a compiled kernel has number i in lane i."""
+    """Whether all assembly of a compiled kernel has number i in thread i, in loops without moves there."""
     text = result.asm["ttgir"]
-    return LANES_IN_ORDER in text and text.count(" = #ttg.") == 1 and "convert_layout" not in text
+    layouts = re.findall(IN_ORDER, text)
+    used = set(re.findall(r"elementwise_inline_asm .*tensor<\w+, (#\w+)>", text))
+    loops = "".join(re.findall(r"scf\.for .*?scf\.yield", text, re.DOTALL))
+    return len(layouts) == 1 and used == set(layouts) and "convert_layout" not in loops
 
 
 def all_launches(generation: int, kinds: Sequence[str], *, apart: bool) -> Iterator[tuple[str, Launch]]:
@@ -392,7 +396,7 @@ def main() -> int:
             name, (registers, stack, shared) = launch[0].fn.__name__, resources(result)
             print(f"| {name} | {shape} | sm_{generation} | {registers} | {shared} | {stack} |", flush=True)
             spilled |= stack > STACK_LIMIT.get(name, 0) or shared > SHARED_LIMIT[generation]
-            misplaced |= name == "estimate_tiles_kernel" and not lanes_in_order(result)
+            misplaced |= name in NAMING_LANES and not lanes_in_order(result)
     return int(spilled or misplaced)
 
 

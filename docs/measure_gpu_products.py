@@ -3,15 +3,16 @@
     python docs/measure_gpu_products.py --check
     python docs/measure_gpu_products.py --shapes 8b,1.5b --kinds Q4_K,Q6_K --rows 4,8 --warps 2,4
     python docs/measure_gpu_products.py --shapes 8b --kinds Q4_0,Q4_1,Q4_K --torch 128,32
-    python docs/measure_gpu_products.py --few 2,4,16,32
+    python docs/measure_gpu_products.py --few 2,4,16,32 --tiles 1x8x2,2x4x4 --numbers
     python docs/measure_gpu_products.py --unpack
     python docs/measure_gpu_products.py --experts 1,8,64,512,4096 --kinds Q4_K,MXFP4
 
 A time is the shortest of several replays of a CUDA graph of LAUNCHES products, which cycle through more
-weights than fit into the L2 cache. The time of one row includes rounding x. --torch: also torch's own 4-bit
-product, tinygemm, with groups of this many inputs. --experts: the experts of one layer of MIXTURES for this
-many tokens, with random choices. --check: compares every kernel and weight type with the reference in
-float64.
+weights than fit into the L2 cache. The time of one row includes rounding x, and that of few rows arranging
+it. --tiles: tiles of a program, the warps that share them, and the chunks that each loads at once. --torch:
+also torch's own 4-bit product, tinygemm, with groups of this many inputs. --experts: the experts of one layer
+of MIXTURES for this many tokens, with random choices. --check: compares every kernel and weight type with the
+reference in float64.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,13 +28,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from adamas_kernels.blocks import BlockWeight, block_size, row_bytes, unpack
-from adamas_kernels.triton import plane_product, plane_rows
+from adamas_kernels.triton import plane_product
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.experts import Experts, Gate, add_chosen
 from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.linear import multiply_vector
 from adamas_kernels.triton.plane_product import Tiling
-from adamas_kernels.triton.plane_rows import RowsTiling
+from adamas_kernels.triton.plane_rows import multiply_numbers, multiply_rows
+from adamas_kernels.triton.plane_tiles import TilesTiling, multiply_tiles, takes_tiles
 from adamas_kernels.triton.planes import FORMS, PlaneWeight, split
 from adamas_kernels.triton.unpacking import embed, unpack_rows
 from torch import Tensor
@@ -229,32 +232,69 @@ def tinygemm(x: Tensor, rows: int, columns: int, group: int) -> tuple[float, int
     return microseconds(product), size
 
 
+def compile_few(kind: str, columns: int, few: int, tiles: TilesTiling | None) -> None:
+    """Fill Triton's cache on disk, from a separate process. tiles: None for the kernel of numbers."""
+    weight, x = some_planes(kind, 64, columns), torch.randn(few, columns, dtype=torch.bfloat16, device="cuda")
+    if tiles is None:
+        multiply_numbers(x, weight)
+    else:
+        multiply_tiles(x, weight, tiles=tiles)
+    torch.cuda.synchronize()
+
+
 def few_rows(options: argparse.Namespace) -> None:
-    """Times of products of few rows, beside unpacking with cuBLAS."""
-    tilings = [RowsTiling(*map(int, text.split("x"))) for text in options.tiles]
-    print(
-        "| shape | kind | rows of x | tiles | us | unpacked and cuBLAS, us | GB/s |\n"
-        "|---|---|---:|---|---:|---:|---:|"
-    )
-    for shape in (shape for name in options.shapes for shape in SHAPES[name]):
-        rows, columns, _ = shape
+    """Times of products of few rows with each tiling, beside one row, products of unpacked numbers, and
+    unpacking with cuBLAS. Each result is compared with a product in float32.
+    """
+    begin = time.perf_counter()
+    shapes = [shape[:2] for name in options.shapes for shape in SHAPES[name]]
+    tilings = [TilesTiling(*map(int, text.split("x"))) for text in options.tiles]
+    ways = [*tilings, None] if options.numbers else tilings
+    inputs = {
+        # One variant serves up to eight rows.
+        (kind, columns, max(few, 8), way)
+        for kind, (_, columns), few, way in itertools.product(options.kinds, shapes, options.few, ways)
+    }
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_few, *zip(*inputs, strict=True)))
+    print(f"{torch.cuda.get_device_name()}; compiled in {time.perf_counter() - begin:.0f} s; us\n")
+    heads = [f"{tiles.tiles}x{tiles.warps}x{tiles.group}" for tiles in tilings]
+    print("| shape | kind | rows of x | one row | cuBLAS | numbers | default | "
+          f"{' | '.join(heads)} | best, GB/s | of one row | error |")  # fmt: skip
+    print("|---|---|" + "---:|" * (8 + len(heads)))
+    for (rows, columns), kind in itertools.product(shapes, options.kinds):
+        first = some_planes(kind, rows, columns)
+        weights = [first] + [some_planes(kind, rows, columns) for _ in range(copies(first.bytes) - 1)]
         buffer = torch.empty(rows, columns, dtype=torch.bfloat16, device="cuda")
-        for kind, few in itertools.product(options.kinds, options.few):
-            first = some_planes(kind, rows, columns)
-            weights = [first] + [some_planes(kind, rows, columns) for _ in range(copies(first.bytes) - 1)]
+        exact = torch.empty(rows, columns, dtype=torch.float32, device="cuda")
+        unpack_rows(first, exact)
+        one = torch.randn(1, columns, dtype=torch.bfloat16, device="cuda")
+        vector = microseconds(lambda i, w=weights, x=one: plane_product.multiply_vector(x, w[i % len(w)]))
+        for few in options.few:
             x = torch.randn(few, columns, dtype=torch.bfloat16, device="cuda")
 
             def unpacked(i: int, w=weights, x=x, buffer=buffer) -> Tensor:
                 unpack_rows(w[i % len(w)], buffer)
                 return torch.nn.functional.linear(x, buffer)
 
-            plain = microseconds(unpacked)
-            for tiles in tilings:
-                us = microseconds(
-                    lambda i, w=weights, x=x, t=tiles: plane_rows.multiply_rows(x, w[i % len(w)], tiles=t)
-                )
-                print(f"| {columns} to {rows} | {kind} | {few} | {tiles} | {us:.2f} | {plain:.2f} | "
-                      f"{first.bytes / us / 1e3:,.0f} |", flush=True)  # fmt: skip
+            calls: dict[str, Callable[[int], Tensor]] = {"cuBLAS": unpacked}
+            if options.numbers:
+                calls["numbers"] = lambda i, x=x, w=weights: multiply_numbers(x, w[i % len(w)])
+            for name, tiles in (("default", None), *zip(heads, tilings, strict=True)):
+                calls[name] = lambda i, x=x, w=weights, t=tiles: multiply_tiles(x, w[i % len(w)], tiles=t)
+            us = {name: microseconds(call) for name, call in calls.items()}
+            expected = x.float() @ exact.T
+            errors = [
+                ((calls[name](0).float() - expected).abs().max() / expected.abs().max()).item()
+                for name in ("default", *heads)
+            ]
+            assert max(errors) <= torch.finfo(x.dtype).eps, (rows, columns, kind, few, errors)
+            best = min(us[name] for name in ("default", *heads))
+            times = " | ".join(f"{us.get(name, float('nan')):.2f}" for name in ("numbers", "default", *heads))
+            print(f"| {columns} to {rows} | {kind} | {few} | {vector:.2f} | {us['cuBLAS']:.2f} | {times} | "
+                  f"{first.bytes / best / 1e3:,.0f} | {best / vector:.2f} | {max(errors):.1e} |",
+                  flush=True)  # fmt: skip
+    print(f"\n{time.perf_counter() - begin:.0f} s in all")
 
 
 def unpacking(options: argparse.Namespace) -> None:
@@ -363,10 +403,16 @@ def check(kind: str) -> str:
                 plane_product.multiply_vector(x[:1], weight, gated=True),
                 torch.nn.functional.silu(gate) * up,
             ),
-            "few rows": (plane_rows.multiply_rows(x, weight), expected),
+            "few rows": (multiply_rows(x, weight), expected),
+            "few rows of numbers": (multiply_numbers(x, weight), expected),
             "unpacked": (numbers, exact),
             "embedded": (embed(weight, torch.tensor([3, 0], device=device), dtype), exact[[3, 0]]),
         }
+        if takes_tiles(dtype, weight):
+            many = torch.randn(45, columns, device=device).to(dtype) / 16
+            for few, tiles, chained in itertools.product((2, 9, 24, 45), (1, 2), (False, True)):
+                got = multiply_tiles(many[:few], weight, bias, TilesTiling(tiles, 4), chained)
+                found[f"{few} rows in {tiles} tiles"] = got, many[:few].double() @ exact.T + bias.double()
         for name, (got, want) in found.items():
             error = ((got.double() - want).abs().max() / want.abs().max()).item()
             limit = 4 * epsilon if name == "gated" else epsilon
@@ -382,7 +428,8 @@ def main() -> None:
     parser.add_argument("--experts", type=numbers, default=())
     parser.add_argument("--unpacked", type=int, default=1 << 27, help="numbers of experts at a time")
     parser.add_argument("--few", type=numbers, default=())
-    parser.add_argument("--tiles", type=words, default=("32x8x2x3", "32x16x4x3", "64x8x4x3"))
+    parser.add_argument("--tiles", type=words, default=("1x4x4", "1x8x4", "1x8x2", "2x4x4", "2x8x4"))
+    parser.add_argument("--numbers", action="store_true", help="also few rows by unpacked numbers")
     parser.add_argument("--shapes", type=words, default=("8b", "1.5b"))
     parser.add_argument("--kinds", type=words, default=("Q4_K", "Q6_K", "Q8_0"))
     parser.add_argument("--rows", type=numbers, default=(1, 2, 4))

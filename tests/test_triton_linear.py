@@ -12,7 +12,8 @@ from adamas_kernels.triton import backend, planes
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.largest import largest
 from adamas_kernels.triton.plane_product import LANES, Tiling, multiply_vector
-from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
+from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_numbers, multiply_rows
+from adamas_kernels.triton.plane_tiles import TilesTiling, multiply_tiles
 from adamas_kernels.triton.planes import FORMS, PlaneWeight, join, joinable, split
 from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.unpacking import embed, unpack_rows
@@ -136,12 +137,41 @@ def test_few_rows_times_a_weight(kind, dtype):
     assert_near(found, x.double() @ exact.T + bias.double(), EPSILON[dtype])
 
 
+@pytest.mark.parametrize(
+    ("kind", "columns", "count", "rows", "tiles"),
+    [
+        ("Q4_0", 32 * 9, 1, 16, TilesTiling(1, 1)),  # one chunk at a time
+        ("Q8_0", 32 * 6, 9, 33, TilesTiling(2, 2)),  # two, and more warps than groups of them
+        ("Q8_0", 32 * 12, 24, 5, TilesTiling(1, 2)),  # fewer rows than in a tile, and a warp without a group
+        ("Q4_K", 256, 33, 32, TilesTiling(2, 2)),  # several programs for the rows of x, and full tiles
+        ("Q6_K", 768, 3, 70, TilesTiling(4, 2)),
+        ("Q5_1", 320, 8, 32, TilesTiling(2, 8)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+def test_however_few_rows_are_dealt_out(kind, columns, count, rows, tiles, dtype):
+    weight, exact = planes_of(kind, rows, columns)
+    x = torch.randn(count, columns).to(dtype)
+    assert_near(multiply_tiles(x, weight, tiles=tiles), x.double() @ exact.T, EPSILON[dtype])
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
+def test_few_rows_lose_less_than_a_weight_in_bfloat16(kind):
+    weight, exact = planes_of(kind, rows=32)
+    x = (torch.randn(8, COLUMNS) / 100).to(HALF)  # keeps results within float16
+    x[:, ::97] *= 1000
+    lost = (multiply_tiles(x, weight).double() - x.double() @ exact.T).norm()
+    rounding = (x.double() @ (exact.to(BRAIN).double() - exact).T).norm()
+    assert lost < rounding / 2
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", FORMS)
-def test_few_rows_in_bfloat16(kind):  # the interpreter cannot multiply bfloat16
+def test_few_rows_in_bfloat16(kind):
     weight, exact = planes_of(kind, rows=70)
     x = torch.randn(MOST_ROWS, COLUMNS).to(BRAIN)
-    assert_near(multiply_rows(x, weight), x.double() @ exact.T, EPSILON[BRAIN])
+    for multiply in (multiply_rows, multiply_numbers):
+        assert_near(multiply(x, weight), x.double() @ exact.T, EPSILON[BRAIN])
 
 
 @pytest.mark.parametrize("kind", FORMS)

@@ -163,7 +163,9 @@ class TritonBackend:
         if isinstance(weight, PlaneWeight):
             if rows == 1:
                 return plane_product.multiply_vector(x, weight, bias, chained=self._chained)
-            return multiply_rows(x, weight, bias) if rows <= MOST_ROWS else self._unpacked(x, weight, bias)
+            if rows <= MOST_ROWS:
+                return multiply_rows(x, weight, bias, self._chained)
+            return self._unpacked(x, weight, bias)
         assert isinstance(weight, Tensor)
         return multiply_vector(x, weight, bias) if rows == 1 else F.linear(x, weight, bias)
 

@@ -1,4 +1,7 @@
-"""A few rows times a weight in planes, on tensor cores: the weight is read once for all rows."""
+"""A few rows times a weight in planes, on tensor cores: the weight is read once for all rows.
+
+Where `plane_tiles.py` cannot, the weight's numbers are unpacked in registers.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from adamas_kernels.triton.codes import codes_of, constants, meaning_of, planes, scale_of
 from adamas_kernels.triton.launch import next_power
+from adamas_kernels.triton.plane_tiles import multiply_tiles, takes_tiles
 from adamas_kernels.triton.planes import PlaneWeight
 
 LEAST_ROWS = 16  # of a product on tensor cores
@@ -128,9 +132,18 @@ class RowsTiling:
 
 
 def multiply_rows(
+    x: Tensor, weight: PlaneWeight, bias: Tensor | None = None, chained: bool | None = None
+) -> Tensor:
+    """`F.linear` of a few rows, x [..., columns]: [..., rows] in its dtype. chained: see `multiply_tiles`."""
+    if takes_tiles(x.dtype, weight):
+        return multiply_tiles(x, weight, bias, chained=chained)
+    return multiply_numbers(x, weight, bias)
+
+
+def multiply_numbers(
     x: Tensor, weight: PlaneWeight, bias: Tensor | None = None, tiles: RowsTiling | None = None
 ) -> Tensor:
-    """`F.linear` of a few rows, x [..., columns]: [..., rows] in its dtype."""
+    """The same for every dtype, form and GPU: from unpacked numbers."""
     tiles = tiles or RowsTiling()
     flat = x.reshape(-1, weight.columns).contiguous()
     out = torch.empty(len(flat), weight.rows, dtype=x.dtype, device=x.device)
