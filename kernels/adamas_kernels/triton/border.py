@@ -225,7 +225,7 @@ def positions_between(before, last, below, reached, target, tries):
     places = ()
     for i in tl.static_range(4):
         place = (whole * (near + (i - 1.5) * step)).to(tl.int32)
-        places += (before + tl.minimum(tl.maximum(place, 1), most),)  # type: ignore[assignment]
+        places += (before + tl.minimum(tl.maximum(place, 1), most),)
     return places
 
 
@@ -237,7 +237,7 @@ def last_of_ties(ranks, ats, extra_rank, extra_at, listed, extras, tied, number,
     none = 0x7FFFFFFF
     places = ()
     for i in tl.static_range(len(ranks)):
-        places += (tl.where(ranks[i] == tied, ats[i], none),)  # type: ignore[assignment]
+        places += (tl.where(ranks[i] == tied, ats[i], none),)
     # Ties may be close together: begin at the first and the last.
     lowest, highest = places[0], tl.where(places[0] < none, places[0], -1)
     for i in tl.static_range(1, len(ranks)):
