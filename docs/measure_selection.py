@@ -1,9 +1,14 @@
 """What a sparse step takes on data made to defeat its selection.
 
-    python docs/measure_selection.py [SHAPES] [LENGTHS] [BUDGETS] [cpu|cuda]
+    python docs/measure_selection.py [SHAPES] [LENGTHS] [BUDGETS] [cpu|cuda] [KINDS]
 
-Prints microseconds per step for each kind of keys, and the slowest kind over the fastest. On a CPU, kinds
-take turns, and the shortest time of each counts, so that another program's load does not.
+Prints microseconds per step for each kind of keys, and the slowest kind over the fastest, with both names. On
+a CPU, kinds take turns, and the shortest time of each counts, so that another program's load does not. KINDS
+are numbers of columns from 1 on, all by default. On a GPU most of the time is compiling, once for each cell:
+
+    python docs/measure_selection.py 14/2x64 32768 128,768 cuda
+    python docs/measure_selection.py 32/8x128 131072 1472 cuda
+    python docs/measure_selection.py 32/8x128 512,2048 128 cuda 1,3,4,5,7,9
 """
 
 from __future__ import annotations
@@ -66,8 +71,11 @@ class Steps:
         self.cache = self._cache(KINDS[kind]((1, kv_heads, length, size)).bfloat16(), query_heads)
         self.entry = torch.randn(1, kv_heads, 1, size).bfloat16()
         queries = [torch.randn(1, query_heads, 1, size).bfloat16() for _ in range(QUERIES)]
-        self.queries = queries if kind.endswith("new query") else queries[:1] * QUERIES
-        self.shortest = [float("inf")] * QUERIES
+        if not kind.endswith("new query"):
+            # A GPU's step depends on nothing before it, and the clock repeats it.
+            queries = queries[:1] * (1 if self.entry.is_cuda else QUERIES)
+        self.queries = queries
+        self.shortest = [float("inf")] * len(queries)
 
     def _cache(self, keys: Tensor, query_heads: int) -> LayerCache:
         batch, kv_heads, length, size = keys.shape
@@ -106,6 +114,7 @@ def main(
     lengths: str = "4096,16384,30000",
     budgets: str = "128,default",
     device: str = "cpu",
+    kinds: str = "",
 ) -> None:
     """Print the table."""
     torch.manual_seed(0)
@@ -113,22 +122,25 @@ def main(
     name, _ = pick("auto", torch.device(device))
     backend = load(name, print)
     rounds = ROUNDS if device == "cpu" else 1
+    names = list(KINDS)
+    if kinds:
+        names = [names[int(number) - 1] for number in kinds.split(",")]
     print(f"{device_name(torch.device(device))}, bfloat16\n")
-    print(markdown_head(("heads", "context", "budget", *KINDS, "slowest / fastest")))
+    print(markdown_head(("heads", "context", "budget", *names, "slowest / fastest", "which")))
     for heads in shapes.split(","):
         for length in map(int, lengths.split(",")):
-            for name in budgets.split(","):
-                budget = budget_for(length) if name == "default" else int(name)
-                steps = [Steps(backend, kind, heads, length, budget) for kind in KINDS]
+            for chosen in budgets.split(","):
+                budget = budget_for(length) if chosen == "default" else int(chosen)
+                steps = {kind: Steps(backend, kind, heads, length, budget) for kind in names}
                 for _ in range(rounds):
-                    for kind in steps:
-                        kind.run()
-                times = [kind.microseconds for kind in steps]
-                ratio = f"{max(times) / min(times):.2f}"
-                print(
-                    markdown_row((heads, f"{length:,}", str(budget), *(f"{t:.0f}" for t in times), ratio)),
-                    flush=True,
-                )
+                    for step in steps.values():
+                        step.run()
+                times = {kind: step.microseconds for kind, step in steps.items()}
+                slowest, fastest = max(times, key=times.__getitem__), min(times, key=times.__getitem__)
+                ratio = f"{times[slowest] / times[fastest]:.2f}"
+                figures = [f"{t:.1f}" for t in times.values()]
+                which = f"{slowest} / {fastest}"
+                print(markdown_row((heads, f"{length:,}", str(budget), *figures, ratio, which)), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ def ascending(*shape: int) -> Tensor:
     return torch.ones(shape) * torch.linspace(-2, 2, shape[2])[:, None]
 
 
+def all_magnitudes(*shape: int) -> Tensor:
+    """Lengths along one line spread over thirteen orders of magnitude: many ranks tie or nearly do."""
+    return torch.ones(shape) * torch.exp(-30 * torch.rand(shape[2]))[:, None]
+
+
 def too_small_for_a_scale(*shape: int) -> Tensor:
     """Scales are zero in float16, and ranks zeros of both signs."""
     return 1e-9 * torch.randn(shape)
@@ -55,7 +60,16 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
-ODD_KEYS = (with_outliers, all_equal, one_of_two, all_equal_but_one, ascending, too_small_for_a_scale, zeros)
+ODD_KEYS = (
+    with_outliers,
+    all_equal,
+    one_of_two,
+    all_equal_but_one,
+    ascending,
+    all_magnitudes,
+    too_small_for_a_scale,
+    zeros,
+)
 
 
 def make_cache(

@@ -151,6 +151,25 @@ def test_groups_with_three_of_the_best_are_looked_at_again(heads, groups):
     assert (check(cache, heads, 1, settings, groups=groups, make=torch.randn) > 1).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_with_two_of_the_best_and_ties_at_the_border(seed):
+    """Of groups whose third ties, only the first turns are looked at again; of those with three above the
+    ties, all.
+    """
+    torch.manual_seed(seed)
+    settings = SparseSettings(budget=48, sinks=1, recents=1)
+    groups, size = 64, 20 * 64
+
+    def mostly_ties(*shape):
+        above = torch.rand(shape[2]) < 0.75 * settings.budget / size
+        return torch.randn(*shape[:2], 1, shape[3]) * torch.where(above, 1 + torch.rand(shape[2]), 0)[:, None]
+
+    cache = make_cache(1, 1, 64, size, size + 10, settings, make=mostly_ties)
+    again = check(cache, 6, 1, settings, groups=groups, make=torch.randn)
+    assert (again > 3).any()
+    assert (again < groups // 2).all()
+
+
 def test_far_more_extras_than_are_read_at_a_time():
     """All tokens of a budget are in few groups of many turns."""
     torch.manual_seed(0)

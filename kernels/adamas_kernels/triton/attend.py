@@ -17,6 +17,7 @@ from adamas_kernels.triton.apart import (
     start_of,
     start_of_rows,
 )
+from adamas_kernels.triton.border import load_extras, sum_of_both
 from adamas_kernels.triton.coding import FACTS, LOWEST, soft_capped
 from adamas_kernels.triton.fetch import chosen_positions
 from adamas_kernels.triton.packed_rows import load_numbers, turn
@@ -24,11 +25,9 @@ from adamas_kernels.triton.select import (
     bounded_want,
     exact_border,
     forced_and_wanted,
-    load_extras,
     mass_of,
     reaches,
     shortlist,
-    sum_of_both,
 )
 from adamas_kernels.triton.shares import SHARES, UNITS_PER_NAT, least_exponent
 from adamas_kernels.triton.shortlist import PLACES, base_of
@@ -221,7 +220,10 @@ def attend_once_kernel(
     if BOUND:
         want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
         tl.store(attended_ptr + row, forced + want)
-    low, last = exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want)
+    low, last = exact_border(
+        rank, at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST, extra_rank, extra_at,
+        held, extras, low, beyond, reached, end, want, LIST,
+    )  # fmt: skip
     best = reaches(rank, at, low, last) & (rank > LOWEST)
     real = best | always
     score = score_of(k, q, 0.0, real, cap, CAPPED)

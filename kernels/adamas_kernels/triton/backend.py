@@ -62,6 +62,7 @@ SPLIT_WARPS = 4  # if one program cannot hold all chosen tokens
 SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that several fit a multiprocessor
 MERGE_WARPS = 4
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
+LARGE_RANK_BLOCK = 1024  # with a large budget, where groups with three of the best tokens are common
 STAGES = 5
 UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time
 # Choices per expert up to which tokens read experts' bits directly: reading all that often takes as long as
@@ -333,7 +334,8 @@ class TritonBackend:
             scratch.list_rank, scratch.list_at, scratch.again,
         )  # fmt: skip
         choice: dict[str, Any] = dict(
-            GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK, MANHATTAN=manhattan, MASS=mass,
+            GROUPS=groups, LIST=list_size(settings.budget), BLOCK=RANK_BLOCK if once else LARGE_RANK_BLOCK,
+            MANHATTAN=manhattan, MASS=mass,
             FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1, CAPPED=capped,
             APART=apart, num_warps=SELECT_WARPS, **chain,
         )  # fmt: skip

@@ -9,6 +9,18 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.apart import KEYS, codes_of_head, start_of_rows
+from adamas_kernels.triton.border import (
+    COUNT_BITS,
+    COUNT_MASK,
+    EXTRAS,
+    WARP,
+    find_border,
+    larger_of_both,
+    last_of_ties,
+    load_extras,
+    ordered,
+    unordered,
+)
 from adamas_kernels.triton.coding import FACTS, LOWEST
 from adamas_kernels.triton.ranking import load_words, rank_tokens
 from adamas_kernels.triton.shares import LEAST_ATTENDED, SHARES, UNITS_PER_NAT, least_exponent, reaching
@@ -22,23 +34,7 @@ from adamas_kernels.triton.shortlist import (
     weight_of,
 )
 
-GUESSES = tl.constexpr(4)  # rounds of interpolation before a search divides its interval evenly
-COUNT_BITS = tl.constexpr(16)  # of one of two counts in an int32
-COUNT_MASK = tl.constexpr((1 << 16) - 1)
-EXTRAS = tl.constexpr(256)  # read at a time
-
-
-@triton.jit
-def ordered(x):
-    """float32 -> int32 with the same order; both zeros are equal."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def unordered(key):
-    """The inverse of `ordered`."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+WARP_LIST = tl.constexpr(512)  # longest list that every warp searches as a whole
 
 
 @triton.jit
@@ -59,182 +55,42 @@ def reaches(rank, at, least, last):
 
 
 @triton.jit
-def larger_of_both(a, b, other_a, other_b):
-    """The elementwise maximum of two pairs."""
-    return tl.maximum(a, other_a), tl.maximum(b, other_b)
-
-
-@triton.jit
-def sum_of_both(a, b, other_a, other_b):
-    """The elementwise sum of two pairs."""
-    return a + other_a, b + other_b
-
-
-@triton.jit
-def distance(low, high):
-    """The number of floats from `low` to `high`, as uint32."""
-    return (ordered(high) - ordered(low)).to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def logarithm(number):
-    """Approximately log2 of a positive float32, up to a factor and an addend: its bits as a number."""
-    return number.to(tl.int32, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def pivots(low, high, share, step, tries):
-    """Four ascending ranks between `low` and `high`: around a share of the way, in steps, or the next float
-    and the quartiles of the floats between them.
-    """
-    if tries < GUESSES:
-        near = tl.minimum(tl.maximum(share, 1.65 * step), 1 - 2.6 * step)
-        span = high - low
-        a, b = low + (near - 1.5 * step) * span, low + (near - 0.5 * step) * span
-        c, d = low + (near + 0.5 * step) * span, low + (near + 1.5 * step) * span
-    else:
-        quarter = tl.maximum(distance(low, high) // 4, 1).to(tl.int32)
-        key, end = ordered(low), ordered(high)
-        a, b = unordered(key + 1), unordered(key + quarter)
-        c, d = unordered(tl.minimum(key + 2 * quarter, end)), unordered(tl.minimum(key + 3 * quarter, end))
-    return a, b, c, d
-
-
-@triton.jit
-def reach_two(rank, one, other):
-    """Which ranks reach each of two bounds, in an int32."""
-    return (rank >= one).to(tl.int32) + ((rank >= other).to(tl.int32) << COUNT_BITS)
-
-
-@triton.jit
-def count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS: tl.constexpr):
-    """How many of the ranks, of the seconds if there are PAIRS, and of the extras from `listed` on reach each
-    of four bounds; two counts per int32.
-    """
-    lower, upper = reach_two(rank, a, b), reach_two(rank, c, d)
-    if PAIRS:
-        lower += reach_two(second, a, b)
-        upper += reach_two(second, c, d)
-    lower, upper = tl.reduce((lower, upper), 0, sum_of_both)  # one exchange between the warps for both
-    for start in range(listed, extras, EXTRAS):
-        more = load_extras(extra_rank, start + tl.arange(0, EXTRAS), extras, LOWEST)
-        lower += tl.sum(reach_two(more, a, b), axis=0)
-        upper += tl.sum(reach_two(more, c, d), axis=0)
-    return lower, upper
-
-
-@triton.jit
-def load_extras(extras_ptr, slot, extras, other):
-    """Extras of these slots, bypassing the L1 cache because other threads stored them."""
-    return tl.load(extras_ptr + slot, mask=slot < extras, other=other, cache_modifier=".cg")
-
-
-@triton.jit
-def lowest_reaching(rank, second, extra_rank, listed, extras, low, high, PAIRS: tl.constexpr):
-    """The lowest of all ranks that reach `low`, or `high` if none does; none reaches `high`."""
-    lowest = tl.where(rank >= low, rank, high)
-    if PAIRS:
-        lowest = tl.minimum(lowest, tl.where(second >= low, second, high))
-    key = tl.min(ordered(lowest), axis=0)
-    for start in range(listed, extras, EXTRAS):
-        more = load_extras(extra_rank, start + tl.arange(0, EXTRAS), extras, LOWEST)
-        key = tl.minimum(key, tl.min(ordered(tl.where(more >= low, more, high)), axis=0))
-    return unordered(key)
-
-
-@triton.jit
-def find_border(
-    rank, second, extra_rank, listed, extras, low, high, reached, want, limit, PAIRS: tl.constexpr
-):
-    """A rank that at least `want` tokens reach, and at most `limit` unless more have the same rank; how many
-    reach it, and how many are above it if more than `limit` reach it.
-
-    `reached` tokens reach `low`, and none `high`. Each round tries four ranks, because exchanging counts
-    takes longer than counting. They lie where the border would be if the logarithm of the number of tokens
-    that reach a rank were linear in the rank.
-    """
-    above = tl.zeros((), tl.int32)
-    beyond = high
-    tries = 0
-    while (reached > limit) & (distance(low, high) > 1):
-        if tries >= GUESSES:  # ends the search if few ranks have many ties: the next rank is too high
-            low = lowest_reaching(rank, second, extra_rank, listed, extras, low, beyond, PAIRS)
-        span = logarithm(reached.to(tl.float32))
-        share = span - logarithm(0.5 * (want + limit).to(tl.float32))
-        share /= span - logarithm(tl.maximum(above.to(tl.float32), 0.5))
-        if PAIRS:  # many ranks, and a wide target for their number: not linear over a long range
-            step = tl.where(tries == 0, 0.15, 0.05)
-        else:  # the expected random deviation of the number of ranks
-            step = tl.minimum(0.35 * tl.rsqrt((reached - above).to(tl.float32)), 0.2)
-        a, b, c, d = pivots(low, high, share, step, tries)
-        lower, upper = count_reaching(rank, second, extra_rank, listed, extras, a, b, c, d, PAIRS)
-        for i in tl.static_range(4):  # the last that enough tokens reach
-            number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & COUNT_MASK
-            low = tl.where(number >= want, (a, b, c, d)[i], low)
-            reached = tl.where(number >= want, number, reached)
-        for i in tl.static_range(3, -1, -1):  # the first that too few tokens reach
-            number = ((lower, upper)[i // 2] >> (COUNT_BITS * (i % 2))) & COUNT_MASK
-            high = tl.where(number < want, (a, b, c, d)[i], high)
-            above = tl.where(number < want, number, above)
-        tries += 1
-    return low, reached, above
-
-
-@triton.jit
-def last_of_ties(
-    rank, at, second, second_at, extra_rank, extra_at, listed, extras, tied, end, want, PAIRS: tl.constexpr
-):
-    """The lowest position up to which there are `want` tokens of rank `tied`."""
-    before = tl.full((), -1, tl.int32)
-    last = end
-    at = tl.where(rank == tied, at, end)
-    if PAIRS:
-        second_at = tl.where(second == tied, second_at, end)
-    while last - before > 1:
-        between = before + (last - before) // 2
-        there = (at <= between).to(tl.int32)
-        if PAIRS:
-            there += (second_at <= between).to(tl.int32)
-        number = tl.sum(there, axis=0)
-        for start in range(listed, extras, EXTRAS):
-            slot = start + tl.arange(0, EXTRAS)
-            ties = load_extras(extra_rank, slot, extras, LOWEST) == tied
-            ties &= load_extras(extra_at, slot, extras, 0) <= between
-            number += tl.sum(ties.to(tl.int32), axis=0)
-        enough = number >= want
-        before, last = tl.where(enough, before, between), tl.where(enough, between, last)
-    return last
-
-
-@triton.jit
 def look_again(
-    again, place, count, turns_ptr, groups_ptr, extra_rank, extra_at, codes, codes_w, scale, words_ptr, row,
-    total, sinks, end, least, last,
+    again, place, whole, count, turns, few_turns, turns_ptr, groups_ptr, extra_rank, extra_at,
+    codes, codes_w, scale, words_ptr, row, total, sinks, end, least, last,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, MANHATTAN: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Rank all tokens of the `count` groups in `again` [GROUPS], whose indices among these are `place`, and
-    write those that reach (least, last) and are no group's first or second; returns their number.
+    """Rank the tokens of the `count` groups in `again` [GROUPS], whose indices among these are `place`, those
+    of the first `whole` in all `turns` and of the others in the first `few_turns`. Write those that reach
+    (least, last) and are no group's first or second; returns their number.
     """
     tl.store(groups_ptr + place, tl.arange(0, GROUPS), mask=again)
     tl.debug_barrier()
     rows = row + tl.zeros((1,), tl.int32)
     totals = total + tl.zeros((1,), tl.float32)
-    most_turns = tl.cdiv(end, GROUPS)
     extras = tl.zeros((), tl.int32)
-    for start in range(0, count * most_turns, BLOCK):
+    items_of_whole = whole * turns
+    items = items_of_whole + (count - whole) * few_turns
+    for start in range(0, items, BLOCK):
         item = start + tl.arange(0, BLOCK)
-        there = item < count * most_turns
-        group = tl.load(groups_ptr + item // most_turns, mask=there, other=0, cache_modifier=".cg")
-        at = dealt(item % most_turns, group, GROUPS)
+        there = item < items
+        is_whole = item < items_of_whole
+        item = tl.where(is_whole, item, item - items_of_whole)
+        of_each = tl.where(is_whole, turns, few_turns)
+        which = item // of_each
+        turn = item - which * of_each
+        which += tl.where(is_whole, 0, whole)
+        group = tl.load(groups_ptr + which, mask=there, other=0, cache_modifier=".cg")
+        at = dealt(turn, group, GROUPS)
         there &= (at >= sinks) & (at < end)
         at = tl.where(there, at, 0)
-        turns = tl.load(turns_ptr + group, mask=there, other=0)
+        kept = tl.load(turns_ptr + group, mask=there, other=0)
         words = load_words(codes, codes_w, at, P)
         weight = tl.load(scale + at).to(tl.float32)
         rank = rank_tokens(words, weight, (), words_ptr, rows, totals, 1, BLOCK, P, MANHATTAN, FAST, False)
         rank = tl.reshape(rank, (BLOCK,))
-        there &= at != position_of_first(turns, group, GROUPS)
-        there &= at != position_of_second(turns, group, GROUPS)
+        there &= at != position_of_first(kept, group, GROUPS)
+        there &= at != position_of_second(kept, group, GROUPS)
         there &= reaches(rank, at, least, last)
         slot = extras + tl.cumsum(there.to(tl.int32), axis=0) - 1
         tl.store(extra_rank + slot, rank, mask=there)
@@ -280,6 +136,16 @@ def list_reaching(
 
 
 @triton.jit
+def sample_of_firsts(best, GROUPS: tl.constexpr, BLOCKS: tl.constexpr):
+    """Of WARP samples of BLOCKS groups each the largest first, see `ordered`; int32 in every warp."""
+    lane = tl.arange(0, WARP)
+    largest = tl.load(best + lane)
+    for block in tl.static_range(1, BLOCKS):
+        largest = tl.maximum(largest, tl.load(best + block * (GROUPS // BLOCKS) + lane))
+    return ordered(largest)
+
+
+@triton.jit
 def shortlist(
     codes, codes_w, scale, words_ptr, fact, best, turns_ptr, masses, sums_ptr, groups_ptr,
     extra_rank, extra_at, list_rank, list_at, again_ptr, row, sinks, end, forced, want, cap,
@@ -292,7 +158,8 @@ def shortlist(
     tokens in LIST parts, the rank that it is relative to, and how scores depend on ranks, see `curve_of`.
 
     Finds a border that this many firsts and seconds of groups reach, and lists the tokens that reach it. In
-    groups whose third reaches it, too, all further tokens that reach it are extras.
+    groups whose third reaches it, too, all further tokens that reach it are extras. If the border is within
+    ties, a group whose third ties has no others, and those that count lie in the first turns.
 
     Pointers are to the query's own data; `row` is its number. again_ptr gets the number of re-ranked groups.
     """
@@ -305,10 +172,17 @@ def shortlist(
     mass = first
     if MASS:
         mass = tl.load(masses + group)
+    sample = sample_of_firsts(best, GROUPS, GROUPS // LIST)
     curve = curve_of(fact, cap, CAPPED)
     total = tl.load(fact + 2)
+    # All firsts reach the lowest of them, and at most all seconds do: enough to begin with. If all fit the
+    # list, there is nothing to search for.
+    limit = LIST - LIST // 8 - forced
+    reached = tl.minimum(2 * GROUPS, tl.maximum(end - sinks, 0))
+    least = tl.where((reached <= limit) & (second > LOWEST), second, first)
     key = ordered(first)
-    highest, not_lowest = tl.reduce((key, ~tl.where(first > LOWEST, key, 0x7FFFFFFF)), 0, larger_of_both)
+    not_lowest = tl.where(first > LOWEST, ~ordered(least), ~0x7FFFFFFF)
+    highest, not_lowest = tl.reduce((key, not_lowest), 0, larger_of_both)
     top, beyond = unordered(highest), unordered(highest + 1)
     masses_left = tl.zeros((LIST,), tl.float32)
     if MASS:
@@ -318,22 +192,21 @@ def shortlist(
         weight = tl.where(first > LOWEST, weight, 0.0)
         masses_left = tl.sum(tl.reshape(weight, (GROUPS // LIST, LIST), can_reorder=True), axis=0)
     none, extras, count = tl.zeros((), tl.int32), tl.zeros((), tl.int32), tl.zeros((), tl.int32)
-    # All firsts reach the lowest of them, and at most all seconds do: enough to begin with. If all fit the
-    # list, there is nothing to search for.
-    limit = LIST - LIST // 8 - forced
-    reached = tl.minimum(2 * GROUPS, tl.maximum(end - sinks, 0))
-    low = tl.where(reached > limit, unordered(~not_lowest), 0.5 * LOWEST)
+    low = tl.where(reached > 0, unordered(~not_lowest), 0.5 * LOWEST)
+    share = tl.exp(-0.5 * (want + limit).to(tl.float32) / LIST)
     low, reached, above = find_border(
-        first, second, extra_rank, none, none, low, beyond, reached, want, limit, True
+        (first, second), extra_rank, none, none, low, beyond, reached, want, limit, sample, share, True
     )
     last = end
+    cut = reached > limit  # too many ties: take about enough, at the lowest positions
     first_reaches, second_reaches = first >= low, second >= low
-    if reached > limit:  # too many ties: take just enough, at the lowest positions
+    if cut:
         first_at = position_of_first(turns, group, GROUPS)
         second_at = position_of_second(turns, group, GROUPS)
         last = last_of_ties(
-            first, first_at, second, second_at, extra_rank, extra_at, none, none, low, end, want - above, True
-        )
+            (first, second), (first_at, second_at), extra_rank, extra_at, none, none, low,
+            reached - above, want - above, limit - above,
+        )  # fmt: skip
         first_reaches = reaches(first, first_at, low, last)
         second_reaches = reaches(second, second_at, low, last)
     again = second_reaches & (third >= low)  # the third's position is unknown: it may tie
@@ -344,8 +217,17 @@ def shortlist(
     sum_of_all = tl.load(sums_ptr + GROUPS - 1)
     listed, count = sum_of_all & COUNT_MASK, sum_of_all >> COUNT_BITS
     if count > 0:
+        all_turns = tl.cdiv(end, GROUPS)
+        place, whole, few_turns = (sums >> COUNT_BITS) - 1, count, all_turns
+        if cut:
+            tied = again & (third == low)
+            kinds = (again & ~tied).to(tl.int32) + (tied.to(tl.int32) << COUNT_BITS)
+            whole = tl.sum(kinds, axis=0) & COUNT_MASK
+            kinds = tl.cumsum(kinds, axis=0)
+            place = tl.where(tied, whole + (kinds >> COUNT_BITS), kinds & COUNT_MASK) - 1
+            few_turns = last // GROUPS + 1
         extras = look_again(
-            again, (sums >> COUNT_BITS) - 1, count, turns_ptr, groups_ptr, extra_rank, extra_at,
+            again, place, whole, count, all_turns, few_turns, turns_ptr, groups_ptr, extra_rank, extra_at,
             codes, codes_w, scale, words_ptr, row, total, sinks, end, low, last,
             GROUPS, BLOCK, P, MANHATTAN, FAST,
         )  # fmt: skip
@@ -360,15 +242,33 @@ def shortlist(
 
 
 @triton.jit
-def exact_border(rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want):
-    """Rank and position of the last of the `want` best among listed tokens and extras from `held` on."""
+def in_every_warp(numbers, LIST: tl.constexpr):
+    """LIST numbers in memory as a tuple of tensors that every warp holds as a whole."""
+    parts = ()
+    for part in tl.static_range(LIST // WARP):
+        parts += (tl.load(numbers + part * WARP + tl.arange(0, WARP)),)  # type: ignore[assignment]
+    return parts
+
+
+@triton.jit
+def exact_border(
+    rank, at, list_rank, list_at, extra_rank, extra_at, held, extras, low, beyond, reached, end, want,
+    LIST: tl.constexpr,
+):  # fmt: skip
+    """Rank and position of the last of the `want` best among listed tokens, which are in memory as well, and
+    extras from `held` on.
+    """
+    ranks, ats = (rank,), (at,)
+    if LIST <= WARP_LIST:
+        ranks, ats = in_every_warp(list_rank, LIST), in_every_warp(list_at, LIST)
     low, reached, above = find_border(
-        rank, rank, extra_rank, held, extras, low, beyond, reached, want, want, False
+        ranks, extra_rank, held, extras, low, beyond, reached, want, want, low, low, False
     )
     last = end
     if reached > want:
+        number = want - above
         last = last_of_ties(
-            rank, at, rank, at, extra_rank, extra_at, held, extras, low, end, want - above, False
+            ranks, ats, extra_rank, extra_at, held, extras, low, reached - above, number, number
         )
     return low, tl.where(want > 0, last, -1)
 
@@ -460,8 +360,9 @@ def select_kernel(
         want = bounded_want(least, units, forced, rank, extra_rank, held, extras, want)
         tl.store(attended_ptr + row, forced + want)
     low, last = exact_border(
-        rank, at, extra_rank, extra_at, held, extras, low, beyond, reached, seen - recents, want
-    )
+        rank, at, list_rank_ptr + wide_row * LIST, list_at_ptr + wide_row * LIST, extra_rank, extra_at,
+        held, extras, low, beyond, reached, seen - recents, want, LIST,
+    )  # fmt: skip
     best = take(rank, at, low, last, chosen_at, 0)
     mass = tl.sum(masses - mass_of(rank, best, top, curve, CAPPED), axis=0)
     if extras > held:
