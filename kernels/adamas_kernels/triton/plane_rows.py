@@ -18,6 +18,7 @@ from adamas_kernels.triton.plane_tiles import multiply_tiles, takes_tiles
 from adamas_kernels.triton.planes import PlaneWeight
 
 LEAST_ROWS = 16  # of a product on tensor cores
+MOST_IN_TILES = 16  # rows that are multiplied from codes; more are not faster so
 MOST_ROWS = 32  # with more, unpacking the weight is faster
 ARRANGED = 64  # words that a program arranges
 ADDED = 512  # numbers whose shares a program adds
@@ -135,7 +136,7 @@ def multiply_rows(
     x: Tensor, weight: PlaneWeight, bias: Tensor | None = None, chained: bool | None = None
 ) -> Tensor:
     """`F.linear` of a few rows, x [..., columns]: [..., rows] in its dtype. chained: see `multiply_tiles`."""
-    if takes_tiles(x.dtype, weight):
+    if x.numel() <= MOST_IN_TILES * weight.columns and takes_tiles(x.dtype, weight):
         return multiply_tiles(x, weight, bias, chained=chained)
     return multiply_numbers(x, weight, bias)
 

@@ -40,7 +40,9 @@ MOST_FEW_TILES = 4  # of rows of x, in a program
 ARRANGED = 128  # pairs of words that a program arranges
 SCALE_BYTES = 8  # most bytes of scales that are loaded at once
 MOST_WARPS = 8  # that share a row
-BUSY = 1500  # warps that keep the memory of the largest GPUs busy
+BUSY = 3500  # warps with one tile each that keep the memory of the largest GPUs busy
+LEAST_CHUNKS = 12  # of a warp
+MANY_ROWS = 24_000  # of a weight: programs take two tiles, so that x is read half as often
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -302,14 +304,14 @@ class TilesTiling:
 
 
 def tiling(rows: int, chunks: int) -> TilesTiling:
-    """How to divide a product with this many rows of this many chunks: warps share a row until there are
-    enough of them.
+    """How to divide a product with this many rows of this many chunks, as measured on an H100: warps share a
+    row until there are enough of them, or each would have few chunks.
     """
-    tiles = 2 if rows >= BUSY * TILE_ROWS.value // MOST_WARPS else 1
     warps = 1
-    while warps < MOST_WARPS and warps * triton.cdiv(rows, TILE_ROWS.value * tiles) < BUSY:
+    most = min(MOST_WARPS, chunks // LEAST_CHUNKS)
+    while 2 * warps <= most and warps * triton.cdiv(rows, TILE_ROWS.value) < BUSY:
         warps *= 2
-    return TilesTiling(tiles, warps)
+    return TilesTiling(2 if rows >= MANY_ROWS else 1, warps)
 
 
 def takes_tiles(dtype: torch.dtype, weight: PlaneWeight) -> bool:
