@@ -63,7 +63,7 @@ SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that sev
 MERGE_WARPS = 4
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 LARGE_RANK_BLOCK = 1024  # with a large list, where groups with three of the best tokens are common
-LARGE_LIST = 1024
+LARGE_LIST = 8  # tokens per coordinate: ranking more of few coordinates at a time costs less
 STAGES = 5
 UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time
 # Choices per expert up to which tokens read experts' bits directly: reading all that often takes as long as
@@ -336,7 +336,7 @@ class TritonBackend:
         )  # fmt: skip
         listed = list_size(settings.budget)
         choice: dict[str, Any] = dict(
-            GROUPS=groups, LIST=listed, BLOCK=LARGE_RANK_BLOCK if listed > LARGE_LIST else RANK_BLOCK,
+            GROUPS=groups, LIST=listed, BLOCK=LARGE_RANK_BLOCK if listed > LARGE_LIST * size else RANK_BLOCK,
             MANHATTAN=manhattan, MASS=mass,
             FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1, CAPPED=capped,
             APART=apart, num_warps=SELECT_WARPS, **chain,
