@@ -9,6 +9,7 @@ import os
 import signal
 import tarfile
 import threading
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
@@ -184,8 +185,10 @@ def test_tokens_of_all_forms_of_an_answer_are_told_alike(client: TestClient) -> 
     expected = whole["choices"][0]["logprobs"]["content"]
     assert len(expected) == whole["usage"]["completion_tokens"]
     assert text_of(whole) == text_of(plain)
-    said = b"".join(bytes(entry["bytes"]) for entry in expected)
-    assert said.decode("utf-8", "replace").rstrip() == text_of(plain)
+    said = b"".join(bytes(entry["bytes"]) for entry in expected).decode("utf-8", "replace")
+    # Texts lack the control characters that a model with random weights also says.
+    shown = "".join(char for char in said if char in "\n\t" or unicodedata.category(char) != "Cc")
+    assert shown.rstrip() == text_of(plain)
     for entry in expected:
         likeliest, second = entry["top_logprobs"]
         assert likeliest == {name: entry[name] for name in ("token", "logprob", "bytes")}
