@@ -65,8 +65,9 @@ class Ranks:
     def gather(self, numbers: Tensor) -> Tensor:
         """The numbers [..., n] of all ranks one after another, [..., n ranks]."""
         self._require_all()
-        parts = [torch.empty_like(numbers) for _ in range(self.count)]
-        dist.all_gather(parts, numbers.contiguous())
+        mine = numbers.contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(parts, mine)
         return torch.cat(parts, -1)
 
     def follow(self, numbers: Tensor) -> Tensor:
