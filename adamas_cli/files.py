@@ -29,9 +29,8 @@ def appearing(file: Path) -> Iterator[BinaryIO]:
     The part file is locked while it is written, so that `leftovers` can tell those of killed processes.
     """
     make_folder(file.parent)
-    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}{PART}")
-    with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE), "r+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    part, descriptor = _locked_part(file)
+    with open(descriptor, "r+b") as stream:
         try:
             yield stream
             stream.flush()
@@ -40,6 +39,20 @@ def appearing(file: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 part.unlink()
             raise
+
+
+def _locked_part(file: Path) -> tuple[Path, int]:
+    """A new part file beside a file, and its descriptor, locked.
+
+    Before it is locked another process may take it for a leftover and remove it; then another is made.
+    """
+    while True:
+        part = file.with_name(f".{file.name}.{secrets.token_hex(8)}{PART}")
+        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return part, descriptor
+        os.close(descriptor)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -60,16 +73,11 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def leftovers(root: Path) -> list[Path]:
-    """Part files that no process is writing any more."""
-    found = []
+def leftovers(root: Path) -> Iterator[Path]:
+    """Part files that no process is writing any more, each locked until the next is asked for."""
     for part in files_below(root):
         if not (part.name.startswith(".") and part.name.endswith(PART)):
             continue
         with suppress(OSError), part.open("rb") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            found.append(part)
-    return found
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -400,7 +401,7 @@ def test_a_full_disk_is_said_once_and_stops_nothing(root, monkeypatch):
     run = ask(model, ids)
     assert run.answer == without.answer
     assert run.notes == ["the document is not kept for later questions: No space left on device"]
-    assert leftovers(root) == []
+    assert list(leftovers(root)) == []
     assert not list(root.rglob("*.part"))
 
 
@@ -473,10 +474,10 @@ def test_killed_at_any_point_nothing_wrong_is_ever_read(root):
         files = list(stored_files(root))
         assert [problem for file in files if (problem := blocks.verify(file, file.stem))] == []
         seen += len(files)
-        unfinished += len(leftovers(root))
+        unfinished += len(list(leftovers(root)))
         if number % 10 == 9:
             prune(root, 0)
-            assert leftovers(root) == []
+            assert list(leftovers(root)) == []
             assert list(stored_files(root)) == []
     assert seen > 300
     assert unfinished > 30, "the kills should have hit writing"
@@ -486,8 +487,38 @@ def test_killed_at_any_point_nothing_wrong_is_ever_read(root):
 def test_parts_that_are_being_written_are_left_alone(root):
     with appearing(root / "blocks" / "ab" / "x.safetensors") as stream:
         stream.write(b"something")
-        assert leftovers(root) == []
-    assert leftovers(root) == []
+        assert list(leftovers(root)) == []
+    assert list(leftovers(root)) == []
+
+
+def test_a_part_that_is_removed_before_it_is_locked_is_made_again(root, monkeypatch):
+    """Two ranks that begin to keep a document at once remove leftovers while the other opens its file."""
+    lock, removed = fcntl.flock, []
+
+    def first_removed(stream, kind):
+        monkeypatch.undo()
+        for part in leftovers(root):
+            part.unlink()
+            removed.append(part)
+        lock(stream, kind)
+
+    monkeypatch.setattr(fcntl, "flock", first_removed)
+    file = root / "entries" / "x.json"
+    with appearing(file) as stream:
+        stream.write(b"something")
+    assert len(removed) == 1
+    assert file.read_bytes() == b"something"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_leftovers_stay_locked_while_they_are_removed(root):
+    (root / "entries").mkdir(parents=True)
+    (root / "entries" / ".x.json.0.part").touch()
+    for part in leftovers(root):
+        with part.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
+    assert list(leftovers(root)) == []
 
 
 # --- Room.

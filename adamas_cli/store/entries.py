@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from adamas_cli.files import PART, appearing, leftovers
+from adamas_cli.files import appearing, leftovers
 from adamas_cli.store.places import FORMAT, block_of, blocks_directory, entries_directory, removing
 
 ID_DIGITS = 12  # of the key of a document's last block
@@ -133,12 +134,12 @@ def prune(root: Path, limit: int, keep: str | None = None) -> tuple[list[Entry],
 
 def _remove_unnamed(root: Path) -> int:
     named = {key for entry in entries(root) for key in entry.blocks}
+    unnamed = (file for file in stored_files(root) if block_of(file.stem) not in named)
     freed = 0
-    for file in [*leftovers(root), *stored_files(root)]:
-        if file.suffix == PART or block_of(file.stem) not in named:
-            with suppress(FileNotFoundError):
-                freed += file.stat().st_size
-                file.unlink()
+    for file in chain(leftovers(root), unnamed):
+        with suppress(FileNotFoundError):
+            freed += file.stat().st_size
+            file.unlink()
     return freed
 
 
