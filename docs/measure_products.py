@@ -1,10 +1,10 @@
-"""How fast this CPU multiplies a vector by weights in GGUF block types, read from memory.
+"""How fast this CPU multiplies a vector, or several, by weights in GGUF block types, read from memory.
 
     python docs/measure_products.py [KIND ...]
 
 Prints the fastest of many runs over far more weights than caches hold: microseconds, GB/s of the file's
-bytes, and weights/s. Runs are so short that other processes seldom interrupt them. The vector is rounded
-beforehand.
+bytes, weights/s, and how many times as long several vectors take together. Runs are so short that other
+processes seldom interrupt them. Vectors are rounded beforehand.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ KINDS = ("Q5_0", "Q8_0", "Q4_K", "Q6_K", "Q4_0")
 MEMORY = 150e6  # bytes of weights
 RUN = 6e6  # bytes read per run
 ROUNDS = 20
+SEVERAL = 4  # vectors
 
 
 def main(*kinds: str) -> None:
@@ -38,26 +39,26 @@ def main(*kinds: str) -> None:
     use_threads(None)
     runner = Runner()
     print(f"{device_name(torch.device('cpu'))}\n")
-    print(markdown_head(("type", "weight", "µs", "GB/s", "10⁹ weights/s")))
+    print(markdown_head(("type", "weight", "µs", "GB/s", "10⁹ weights/s", f"{SEVERAL} vectors")))
     for kind in kinds or KINDS:
         for rows, columns in SHAPES:
             columns += -columns % FORMATS[kind].numbers
-            seconds = fastest(runner, kind, rows, columns)
+            seconds, together = (fastest(runner, kind, rows, columns, count) for count in (1, SEVERAL))
             rates = (rows * row_bytes(kind, columns) / seconds / 1e9, rows * columns / seconds / 1e9)
-            numbers = (f"{seconds * 1e6:.0f}", *(f"{rate:.1f}" for rate in rates))
+            numbers = (f"{seconds * 1e6:.0f}", *(f"{x:.1f}" for x in rates), f"{together / seconds:.2f}x")
             print(markdown_row((kind, f"{rows} x {columns}", *numbers)))
 
 
-def fastest(runner: Runner, kind: str, rows: int, columns: int) -> float:
-    """Seconds of one product."""
+def fastest(runner: Runner, kind: str, rows: int, columns: int, vectors: int) -> float:
+    """Seconds of one weight's product with this many vectors."""
     size = rows * row_bytes(kind, columns)
     weights = [
         BlockWeight(kind, torch.randint(0, 256, (rows, size // rows), dtype=torch.uint8), columns)
         for _ in range(int(MEMORY / size))
     ]
-    inputs, out = Inputs(runner, torch.randn(1, columns)), torch.empty(rows)
+    inputs, out = Inputs(runner, torch.randn(vectors, columns)), torch.empty(vectors, rows)
     runner.run(inputs.stage)
-    records = [products(runner, [(weight, None, out)]) for weight in weights]
+    records = [products(runner, [(weight, None, out)], inputs=inputs) for weight in weights]
     function = runner.compiled(build_multiply)
     each = max(1, int(RUN / size))
     programs = [

@@ -41,7 +41,7 @@ def test_a_format_has_the_sizes_of_its_type(kind):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_products_and_unpacked_rows_are_those_of_the_type(runner, kind):
     for rows in ROWS:
-        for blocks in (1, 2, 5):
+        for blocks in (1, 2, 5, 15):  # short blocks are read 8 at a time, then 4; the last 4 may be fewer
             columns = blocks * FORMATS[kind].numbers
             packed = some_weight(kind, rows, columns, blocks)
             weight = unpack(packed)
@@ -134,7 +134,7 @@ def test_many_rows_in_blocks_of_any_size(runner, dtype, block, inputs):
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if multiplies(kind)])
 def test_strips_of_codes_meet_every_row(runner, kind):
     """Numbers of outputs, rows and blocks that do not fill strips, groups of four rows or rounded blocks."""
-    for outputs, rows, blocks in ((1, 1, 1), (37, 7, 3)):
+    for outputs, rows, blocks in ((1, 1, 1), (37, 7, 3), (5, 2, 13)):
         packed = some_weight(kind, outputs, blocks * FORMATS[kind].numbers)
         x, bias = torch.randn(rows, packed.columns), torch.randn(outputs)
         found = multiply_codes(runner, packed, x, bias)
@@ -172,9 +172,9 @@ def test_a_vector_goes_to_all_tasks_of_weights_of_several_types(runner, monkeypa
 
 @pytest.mark.parametrize("count", [2, 6])
 def test_several_vectors_are_multiplied_as_each_alone(runner, count):
-    for kind in KINDS:
-        weight, bias, x = some_weight(kind, 37, 512), torch.randn(37), torch.zeros(8, 512)
-        x[:count] = torch.randn(count, 512)
+    for kind, columns in zip(KINDS, (512, 480, 416, 512), strict=True):
+        weight, bias, x = some_weight(kind, 37, columns), torch.randn(37), torch.zeros(8, 512)
+        x[:count, :columns] = torch.randn(count, columns)
         inputs, out = cpu.Inputs(runner, x[:count]), torch.ones(count, 40)
         records = cpu.products(runner, [(weight, bias, out)], add=True, inputs=inputs)
         stage = build_multiply(), int(records["tasks"].sum()), records.ctypes.data, *inputs.addresses()

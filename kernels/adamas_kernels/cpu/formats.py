@@ -40,8 +40,9 @@ class Floats(NamedTuple):
 class Codes(NamedTuple):
     """The code that reads one block of codes, or several that lie side by side.
 
-    pieces: for each part of the codes, in order, code that emits it as bytes, a power of two of them. scales,
-    minimums: float32, one for each LANES codes; minimums are added, or None.
+    pieces: code that emits the codes as bytes: all of them at once, or in a block of 256 for i from 0 to 3
+    the 32 from 32 i on and the 32 that are 128 after them. scales, minimums: float32, one for each LANES
+    codes in order; minimums are added, or None.
     """
 
     pieces: Sequence[Code]
@@ -115,10 +116,10 @@ class Reader:
         mask = self.every(codes, ((1 << bits) - 1) << to)
         return self.builder.and_(self.builder.bitcast(moved, codes.type), mask)
 
-    def nibbles(self, codes: Any, width: int = LANES) -> Any:
-        """The low nibbles of each `width` bytes, then their high nibbles."""
-        groups = range(0, codes.type.count, width)
-        order = [i for first in groups for _ in range(2) for i in range(first, first + width)]
+    def nibbles(self, codes: Any) -> Any:
+        """The low nibbles of each LANES bytes, then their high nibbles."""
+        groups = range(0, codes.type.count, LANES)
+        order = [i for first in groups for _ in range(2) for i in range(first, first + LANES)]
         return self.field(in_order(self.builder, codes, order), 4, [0, 4] * len(groups))
 
     def with_bits(self, codes: Any, flags: Any, bit: int) -> Any:
@@ -280,8 +281,7 @@ def _q2_k(read: Reader) -> Codes:
     """
 
     def codes(piece: int) -> Any:
-        both = _groups(read, 16 + 32 * (piece // 2))
-        return read.field(both, 2, _shifts(piece))
+        return read.field(read.bytes(16, 64), 2, [2 * piece])
 
     both = read.bytes(0)
     scales = read.multiply(read.unsigned(read.low(both, 4)), read.splat_half(80))
@@ -289,15 +289,15 @@ def _q2_k(read: Reader) -> Codes:
     return Codes([partial(codes, piece) for piece in range(4)], scales, _negative(read, minimums))
 
 
-def _groups(read: Reader, at: int) -> Any:
-    """32 bytes, repeated twice, for two groups of codes with bits in them."""
+def _twice(read: Reader, at: int) -> Any:
+    """32 bytes, repeated twice."""
     codes = read.bytes(at, 32)
     return joined(read.builder, [codes, codes])
 
 
-def _shifts(piece: int) -> tuple[int, int]:
-    """The first bits of a piece's two groups, if a byte has two bits of each of four groups."""
-    return 4 * (piece % 2), 4 * (piece % 2) + 2
+def _apart(read: Reader, at: int, apart: int, count: int = 32) -> Any:
+    """This many bytes, and as many that begin `apart` bytes after them."""
+    return joined(read.builder, [read.bytes(at, count), read.bytes(at + apart, count)])
 
 
 def _negative(read: Reader, floats: Any) -> Any:
@@ -312,8 +312,8 @@ def _q3_k(read: Reader) -> Codes:
     """
 
     def codes(piece: int) -> Any:
-        two = read.field(_groups(read, 32 + 32 * (piece // 2)), 2, _shifts(piece))
-        return read.with_bits(two, read.has_bits(_groups(read, 0), (2 * piece, 2 * piece + 1)), 2)
+        two = read.field(read.bytes(32, 64), 2, [2 * piece])
+        return read.with_bits(two, read.has_bits(_twice(read, 0), (piece, piece + 4)), 2)
 
     first, second, third = (read.load(96 + 4 * i, I32) for i in range(3))
     low, two = 0x0F0F0F0F, 0x30303030
@@ -334,10 +334,12 @@ def _q4_k(read: Reader) -> Codes:
     32 bytes hold the codes of two groups.
     """
 
-    def codes(at: int) -> Any:
-        return read.nibbles(read.bytes(at, 32), 32)
+    return _with_minimums(read, [partial(_halves_of_pairs, read, 16, piece) for piece in range(4)])
 
-    return _with_minimums(read, [partial(codes, at) for at in range(16, 144, 32)])
+
+def _halves_of_pairs(read: Reader, at: int, piece: int) -> Any:
+    """A piece of 4-bit codes: 32 bytes hold those of two neighbouring groups of 32."""
+    return read.field(_apart(read, at + 32 * (piece // 2), 64), 4, [4 * (piece % 2)])
 
 
 def _q5_k(read: Reader) -> Codes:
@@ -347,8 +349,8 @@ def _q5_k(read: Reader) -> Codes:
     """
 
     def codes(piece: int) -> Any:
-        fifth = read.has_bits(_groups(read, 16), (2 * piece, 2 * piece + 1))
-        return read.with_bits(read.nibbles(read.bytes(48 + 32 * piece, 32), 32), fifth, 4)
+        fifth = read.has_bits(_twice(read, 16), (piece, piece + 4))
+        return read.with_bits(_halves_of_pairs(read, 48, piece), fifth, 4)
 
     return _with_minimums(read, [partial(codes, piece) for piece in range(4)])
 
@@ -367,10 +369,8 @@ def _q6_k(read: Reader) -> Codes:
     """
 
     def codes(piece: int) -> Any:
-        half, high = piece // 2, piece % 2
-        four = read.field(read.bytes(64 * half, 64), 4, [4 * high])
-        two = read.field(_groups(read, 128 + 32 * half), 2, _shifts(piece), 4)
-        return read.builder.or_(four, two)
+        four = read.field(_apart(read, 32 * (piece % 2), 64), 4, [4 * (piece // 2)])
+        return read.builder.or_(four, read.field(read.bytes(128, 64), 2, [2 * piece], 4))
 
     scales = read.multiply(read.signed(read.bytes(192)), read.splat_half(208))
     return Codes([partial(codes, piece) for piece in range(4)], scales)
@@ -382,8 +382,8 @@ def _iq4_xs(read: Reader) -> Codes:
     Two bits of each scale are stored separately.
     """
 
-    def codes(at: int) -> Any:
-        return pick_bytes(read.builder, LOGARITHMIC, read.nibbles(read.bytes(at, 32)))
+    def codes(piece: int) -> Any:
+        return pick_bytes(read.builder, LOGARITHMIC, read.nibbles(_apart(read, 8 + 16 * piece, 64, LANES)))
 
     groups = [i // 2 for i in range(LANES)]  # of each LANES codes
     low = in_order(read.builder, read.bytes(4, 4), [g // 2 for g in groups])
@@ -395,7 +395,7 @@ def _iq4_xs(read: Reader) -> Codes:
         read.builder.shl(read.low(high, 2), read.every(high, 4)),
     )
     scales = read.builder.sitofp(read.builder.sub(words, read.every(words, 32)), NUMBERS)
-    return Codes([partial(codes, at) for at in range(8, 136, 32)], read.multiply(scales, read.splat_half(0)))
+    return Codes([partial(codes, piece) for piece in range(4)], read.multiply(scales, read.splat_half(0)))
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,22 @@ def store_bytes(typing_context, address, ints):
 
 
 @intrinsic
+def store_words(typing_context, address, step, ints):
+    """Write the low byte of each int32, four neighbours at a time, to addresses `step` bytes apart."""
+
+    def emit(context, builder, sig, args):
+        place, step, ints = args
+        words = builder.bitcast(builder.trunc(ints, BYTES), ir.VectorType(I32, LANES // 4))
+        for at in range(LANES // 4):
+            word = builder.extract_element(words, ir.Constant(I32, at))
+            builder.store(word, builder.inttoptr(place, I32.as_pointer())).align = 4
+            place = builder.add(place, step)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, ints), emit
+
+
+@intrinsic
 def splat(typing_context, value):
     """A float32 in every lane, or the low 32 bits of an integer."""
     is_float = isinstance(value, types.Float)

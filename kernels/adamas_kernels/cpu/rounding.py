@@ -1,8 +1,12 @@
 """Vectors rounded to 8-bit integers, to be multiplied by the codes of weights.
 
-Each LANES numbers have a float32 scale, 1/127 of the largest magnitude among them, and the sum of the rounded
-numbers, for weights with an addend. Numbers lie in blocks of NUMBERS: int8 [NUMBERS], then the scales and the
-sums, float32 [NUMBERS / LANES] each.
+Each group of LANES numbers has a float32 scale, 1/127 of the largest magnitude among them. GROUPS of them are
+a block: int8 [LANES / 4, GROUPS, 4], so that a vector holds four numbers of each group, and sums over the
+first axis belong to one scale each; then float32 [GROUPS] twice, the scales and the sums of the rounded
+numbers, for weights with minimums; then int32 [GROUPS], the negated sums of the integers, for codes whose
+values begin below zero.
+
+Groups lie in the order of `group_at`, which blocks of codes reach by shuffles within 16 bytes.
 """
 
 from __future__ import annotations
@@ -19,18 +23,21 @@ from adamas_kernels.cpu.lanes import (
     max_lanes,
     reinterpret,
     splat,
-    store_bytes,
+    store_words,
     sum_ints,
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.records import floats_at, roundings_at
+from adamas_kernels.cpu.records import floats_at, ints_at, roundings_at
 from adamas_kernels.cpu.tasks import STAGE
 
-NUMBERS = 256
+GROUPS = 16
+NUMBERS = GROUPS * LANES
+COLUMNS, COLUMN = LANES // 4, 4 * GROUPS  # of four bytes for each group
 SCALES_AT = NUMBERS  # bytes
-SUMS_AT = SCALES_AT + 4 * NUMBERS // LANES
-SIZE = SUMS_AT + 4 * NUMBERS // LANES  # bytes of a block
+SUMS_AT = SCALES_AT + 4 * GROUPS
+NEGATED_AT = SUMS_AT + 4 * GROUPS
+SIZE = NEGATED_AT + 4 * GROUPS  # bytes of a block
 BLOCKS_OF_TASK = 8
 ZERO, LARGEST = np.float32(0), np.float32(127)
 LEAST = np.float32(1e-35)  # smaller magnitudes count as zero: their reciprocals would be infinite
@@ -41,13 +48,27 @@ def rounded_bytes(numbers: int) -> int:
     return -(-numbers // NUMBERS) * SIZE
 
 
+def group_at(place: int) -> int:
+    """Which group lies at a place. The first half of a block holds the first 8 groups: the even ones, then
+    the odd ones.
+    """
+    return place // 8 * 8 + place % 4 * 2 + place % 8 // 4
+
+
+@njit
+def place_of(group):
+    """The inverse of `group_at`."""
+    return group // 8 * 8 + group % 2 * 4 + group % 8 // 2
+
+
 @njit
 def round_block(x, at, count, block):
     """Round `count` numbers from x[at] on, whole LANES of them, to nearest, halves to even, and write them to
     an address; the rest of the block becomes zeros.
     """
     scales, sums = floats_at(block + SCALES_AT), floats_at(block + SUMS_AT)
-    for group in range(NUMBERS // LANES):
+    negated = ints_at(block + NEGATED_AT)
+    for group in range(GROUPS):
         numbers = load(x, at + group * LANES) if group * LANES < count else splat(ZERO)
         size = max_lanes(where(numbers < splat(ZERO), splat(ZERO) - numbers, numbers))
         size += ZERO * sum_lanes(numbers)  # propagates NaN
@@ -55,8 +76,9 @@ def round_block(x, at, count, block):
         factor = ZERO if size < LEAST else LARGEST / size
         shifted = reinterpret(numbers * splat(factor) + splat(ROUNDER))
         rounded = shifted - reinterpret(splat(ROUNDER))
-        store_bytes(block + group * LANES, rounded)
-        scales[group], sums[group] = scale, scale * np.float32(sum_ints(rounded))
+        place, total = place_of(group), sum_ints(rounded)
+        store_words(block + 4 * place, COLUMN, rounded)
+        scales[place], sums[place], negated[place] = scale, scale * np.float32(total), -total
 
 
 @cache

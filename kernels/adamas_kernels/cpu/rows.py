@@ -15,17 +15,27 @@ from adamas_kernels.cpu.floats import Bfloat16, Float32
 from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
 from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
 from adamas_kernels.cpu.records import floats_at, products_at, rows_at
+from adamas_kernels.cpu.rounding import COLUMN, COLUMNS, NEGATED_AT, SCALES_AT, SIZE, SUMS_AT, group_at
 from adamas_kernels.cpu.rounding import NUMBERS as ROUNDED_NUMBERS
-from adamas_kernels.cpu.rounding import SCALES_AT, SIZE, SUMS_AT
 from adamas_kernels.cpu.tasks import STAGE
-from adamas_kernels.cpu.vectors import dot_bytes, filled_up, in_order, part
+from adamas_kernels.cpu.vectors import (
+    SHIFT,
+    SHIFTS,
+    dot_columns,
+    filled_up,
+    in_order,
+    part,
+    shifted,
+    transposed,
+)
 
 ZERO = np.float32(0)
 LINE = 64  # bytes
 TILE = 4  # vectors that share one read of a block
 AHEAD = 4096  # bytes: rows are short, and the CPU's own prefetching would restart after each
 L2 = 2  # LLVM's locality hint: the L1 cache has too few outstanding lines for the memory's speed
-TOGETHER = 128  # numbers of short blocks that are read together, so that their scales form one vector
+PIECES = 4  # of codes that are transposed together
+WHOLE, HALF = ROUNDED_NUMBERS, ROUNDED_NUMBERS // 2  # numbers of short blocks that are read together
 I64, BYTE = ir.IntType(64), ir.IntType(8)
 
 
@@ -34,11 +44,6 @@ def fused(builder, a, b, c):
     shape = ir.FunctionType(NUMBERS, [NUMBERS] * 3)
     function = cgutils.get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{LANES}f32")
     return builder.call(function, [a, b, c])
-
-
-def _spread(builder, vector, first, count, times):
-    """`count` neighbouring lanes, each repeated `times` times."""
-    return in_order(builder, vector, [first + i // times for i in range(count * times)])
 
 
 def lanes_of(context, builder, array_type, array, index, vectors=0):
@@ -60,9 +65,8 @@ def _fetch_ahead(builder, address, size):
         builder.call(function, [place, *(ir.Constant(I32, x) for x in (0, L2, 1))])  # read, data
 
 
-def reader(builder, address, size, blocks=1):
-    places = (builder.add(address, ir.Constant(I64, size * at)) for at in range(blocks))
-    return Reader(builder, *(builder.inttoptr(place, BYTE.as_pointer()) for place in places))
+def reader(builder, *addresses):
+    return Reader(builder, *(builder.inttoptr(address, BYTE.as_pointer()) for address in addresses))
 
 
 @intrinsic(prefer_literal=True)
@@ -76,7 +80,7 @@ def dot_floats(typing_context, form, totals, address, x, at, step):
         totals = cgutils.unpack_tuple(builder, totals)
         kind = FORMATS[form.literal_value]
         _fetch_ahead(builder, address, kind.size)
-        block = kind.block(reader(builder, address, kind.size))
+        block = kind.block(reader(builder, address))
         none = ir.Constant(NUMBERS, [0.0] * LANES)
         found = list(totals) if block.scale is None else [none] * len(totals)
         for piece, numbers in enumerate(block.numbers):
@@ -101,79 +105,99 @@ def vector_at(builder, address, at, element, count):
     return value
 
 
-def added_to_codes(builder, kind, block, more=0):
-    """The addend of each LANES codes times their scales, if codes are `more` too high."""
-    least = float(kind.least - more)
-    if not least:
-        return block.minimums
-    lowest = builder.fmul(block.scales, ir.Constant(block.scales.type, [least] * block.scales.type.count))
-    return lowest if block.minimums is None else builder.fadd(lowest, block.minimums)
+def groups_of(kind, piece):
+    """The groups of LANES codes in a piece of a block, in order, see `Codes`."""
+    if kind.numbers < WHOLE:
+        return range(kind.numbers // LANES)
+    return [group + 2 * piece for group in (0, 1, 8, 9)]
 
 
-class _Rounded:
-    """Emits the numbers of a rounded vector, from number `at` on of its block at an address."""
-
-    def __init__(self, builder, address, at, groups):
-        self._builder, self._codes_at, self._groups = builder, builder.add(address, at), groups
-        # A group of LANES bytes has one 4-byte float.
-        self._floats_at = builder.add(address, builder.lshr(at, ir.Constant(I64, 2)))
-
-    def codes(self, at, count):
-        """`count` codes from `at` on."""
-        return vector_at(self._builder, self._codes_at, at, BYTE, count)
-
-    @property
-    def scales(self):
-        """The scale of each LANES numbers."""
-        return vector_at(self._builder, self._floats_at, SCALES_AT, F32, self._groups)
-
-    @property
-    def sums(self):
-        """The sum of each LANES numbers."""
-        return vector_at(self._builder, self._floats_at, SUMS_AT, F32, self._groups)
+def _shifts(kind):
+    """Whether codes are multiplied as unsigned ones that are SHIFT higher."""
+    return SHIFTS and kind.most is None
 
 
-def _add_piece(builder, kind, codes, vector, scales, at, total):
-    """total plus the products of codes, from code `at` of their block on, and a rounded vector."""
-    size = codes.type.count
-    sums = dot_bytes(builder, codes, vector.codes(at, size), signed=kind.most is None)
-    sums = builder.sitofp(sums, ir.VectorType(F32, size // 4))
-    factors = _spread(builder, scales, at // LANES, size // LANES, LANES // 4)
-    for first in range(0, size // 4, LANES):
-        pair = (part(builder, x, first, min(LANES, size // 4)) for x in (sums, factors))
-        total = fused(builder, *(filled_up(builder, x, LANES) for x in pair), total)
+def as_multiplied(builder, kind, codes):
+    """Codes of a block as `add_columns` takes them."""
+    return shifted(builder, codes) if _shifts(kind) else codes
+
+
+def add_columns(builder, kind, columns, numbers, negated):
+    """Int32 sums of products of codes and rounded numbers over COLUMNS vectors of each; `negated`: the
+    negated sums of these numbers, which make up for codes that are too high.
+    """
+    most, above = (255, SHIFT) if _shifts(kind) else (kind.most, -kind.least)
+    start = builder.mul(negated, ir.Constant(negated.type, [above] * negated.type.count))
+    return dot_columns(builder, start, columns, numbers, most)
+
+
+class _Block:
+    """Emits what products need of a block of 256 codes, or of several shorter ones at these addresses, in
+    the order of a rounded vector's columns.
+    """
+
+    def __init__(self, builder, kind, addresses):
+        count = len(addresses)
+        if count == 1:
+            order, block = range(ROUNDED_NUMBERS // LANES), kind.block(reader(builder, *addresses))
+            pieces = [codes() for codes in block.pieces]
+        else:
+            # As in a long block, a piece has a block of the first half and one of the second.
+            each = count // PIECES
+            blocks = [piece + PIECES * i for piece in range(PIECES) for i in range(each)]
+            order = [2 * at + i for at in blocks for i in range(2)]
+            addresses = [addresses[at] for at in blocks]
+            block = kind.block(reader(builder, *addresses))
+            pieces = [
+                kind.block(reader(builder, *addresses[at : at + each])).pieces[0]()
+                for at in range(0, count, each)
+            ]
+        self.groups = len(order)
+        lanes = [list(order).index(group_at(place)) for place in range(self.groups)]
+        self.scales = in_order(builder, block.scales, lanes)
+        self.minimums = None if block.minimums is None else in_order(builder, block.minimums, lanes)
+        words = ir.VectorType(I32, self.groups)
+        pieces = [builder.bitcast(as_multiplied(builder, kind, piece), words) for piece in pieces]
+        size = ir.VectorType(BYTE, 4 * self.groups)
+        self.columns = [builder.bitcast(column, size) for column in transposed(builder, pieces)]
+
+
+def _add_block(builder, kind, block, x, total):
+    """total plus the products of a block and the numbers of a rounded vector from an address on."""
+    groups = block.groups
+    numbers = [vector_at(builder, x, COLUMN * at, BYTE, 4 * groups) for at in range(COLUMNS)]
+    negated = vector_at(builder, x, NEGATED_AT, I32, groups)
+    sums = add_columns(builder, kind, block.columns, numbers, negated)
+    factors = builder.fmul(block.scales, vector_at(builder, x, SCALES_AT, F32, groups))
+    pairs = [(builder.sitofp(sums, factors.type), factors)]
+    if block.minimums is not None:
+        pairs.append((block.minimums, vector_at(builder, x, SUMS_AT, F32, groups)))
+    for pair in pairs:
+        total = fused(builder, *(filled_up(builder, vector, LANES) for vector in pair), total)
     return total
 
 
 @intrinsic(prefer_literal=True)
-def dot_codes(typing_context, form, blocks, totals, address, x, at, step):
-    """Each of the totals plus the products of `blocks` neighbouring blocks from an address on and a rounded
-    vector, from number `at` on of its block at the address x, in LANES parts; x advances by `step` bytes per
-    total.
+def dot_codes(typing_context, form, blocks, totals, address, left, x, step):
+    """Each of the totals plus the products of `blocks` neighbouring blocks from an address on and the numbers
+    of a rounded vector from the address x on, in LANES parts; x advances by `step` bytes per total. Blocks
+    after the first `left` are read as the last of these, and their numbers must be zeros.
     """
 
     def emit(context, builder, sig, args):
-        _, _, totals, address, x, at, step = args
+        _, _, totals, address, left, x, step = args
         totals = cgutils.unpack_tuple(builder, totals)
         kind, count = FORMATS[form.literal_value], blocks.literal_value
         _fetch_ahead(builder, address, kind.size * count)
-        block = kind.block(reader(builder, address, kind.size, count))
-        vectors = [_Rounded(builder, x, at, kind.numbers * count // LANES)]
-        for _ in totals[1:]:
+        last, addresses = builder.sub(left, ir.Constant(I64, 1)), []
+        for at in range(count):
+            at = ir.Constant(I64, at)
+            at = builder.select(builder.icmp_signed("<", at, last), at, last)
+            addresses.append(builder.add(address, builder.mul(at, ir.Constant(I64, kind.size))))
+        block = _Block(builder, kind, addresses)
+        for i, total in enumerate(totals):
+            totals[i] = _add_block(builder, kind, block, x, total)
             x = builder.add(x, step)
-            vectors.append(_Rounded(builder, x, at, kind.numbers * count // LANES))
-        scales = [builder.fmul(block.scales, vector.scales) for vector in vectors]
-        at_code = 0
-        for piece in block.pieces:
-            codes = piece()
-            for i, vector in enumerate(vectors):
-                totals[i] = _add_piece(builder, kind, codes, vector, scales[i], at_code, totals[i])
-            at_code += codes.type.count
-        added = added_to_codes(builder, kind, block)
-        if added is not None:
-            for i, vector in enumerate(vectors):
-                pair = (filled_up(builder, x, LANES) for x in (added, vector.sums))
-                totals[i] = fused(builder, *pair, totals[i])
         return context.make_tuple(builder, sig.return_type, totals)
 
     place = types.int64
@@ -181,26 +205,27 @@ def dot_codes(typing_context, form, blocks, totals, address, x, at, step):
 
 
 def _numbers_of_floats(builder, block):
-    """Emits the numbers of a block of floats, LANES at a time."""
-    for numbers in block.numbers:
-        yield numbers() if block.scale is None else builder.fmul(numbers(), block.scale)
+    """Emits the numbers of a block of floats, LANES at a time, and the group of each."""
+    for group, numbers in enumerate(block.numbers):
+        yield group, numbers() if block.scale is None else builder.fmul(numbers(), block.scale)
 
 
 def _numbers_of_codes(builder, read, kind, block):
-    """Emits the numbers of a block of codes, LANES at a time."""
-    group = 0
-    for piece in block.pieces:
-        codes = piece()
+    """Emits the numbers of a block of codes, LANES at a time, and the group of each."""
+    for piece, code in enumerate(block.pieces):
+        codes = code()
         if kind.least:
             codes = builder.add(codes, ir.Constant(codes.type, [kind.least & 255] * codes.type.count))
-        for first in range(0, codes.type.count, LANES):
-            numbers = read.signed(part(builder, codes, first, LANES))
-            scale = _spread(builder, block.scales, group, 1, LANES)
+        for at, group in enumerate(groups_of(kind, piece)):
+            numbers = read.signed(part(builder, codes, at * LANES, LANES))
+            scale = in_order(builder, block.scales, [group] * LANES)
             if block.minimums is None:
-                yield builder.fmul(numbers, scale)
+                yield group, builder.fmul(numbers, scale)
             else:
-                yield fused(builder, numbers, scale, _spread(builder, block.minimums, group, 1, LANES))
-            group += 1
+                yield (
+                    group,
+                    fused(builder, numbers, scale, in_order(builder, block.minimums, [group] * LANES)),
+                )
 
 
 @intrinsic(prefer_literal=True)
@@ -209,17 +234,17 @@ def unpack_block(typing_context, form, block, out, kind):
 
     def emit(context, builder, sig, args):
         described = FORMATS[form.literal_value]
-        read = reader(builder, args[1], described.size)
+        read = reader(builder, args[1])
         block = described.block(read)
         if isinstance(described, FloatFormat):
             found = _numbers_of_floats(builder, block)
         else:
             found = _numbers_of_codes(builder, read, described, block)
-        for at, numbers in enumerate(found):
+        for group, numbers in found:
             if kind.instance_class is Bfloat16:
                 numbers = round_to_bfloat16(builder, numbers)
             place = builder.inttoptr(args[2], numbers.type.as_pointer())
-            builder.store(numbers, builder.gep(place, [ir.Constant(I64, at)])).align = 2
+            builder.store(numbers, builder.gep(place, [ir.Constant(I64, group)])).align = 2
         return context.get_dummy_value()
 
     return types.void(form, types.int64, types.int64, kind), emit
@@ -305,20 +330,19 @@ def _adds_floats(form: str) -> Callable[..., tuple]:
 def _adds_codes(form: str) -> Callable[..., tuple]:
     """What `add_blocks` compiles for a type of codes."""
     numbers, size = FORMATS[form].numbers, FORMATS[form].size
-    together = max(1, TOGETHER // numbers)
-    shift = (ROUNDED_NUMBERS // numbers).bit_length() - 1
+    whole, half = WHOLE // numbers, max(1, HALF // numbers)
 
-    def add(a, b, block, other, blocks, x_at, step):
-        whole = blocks // together * together
-        for at in range(0, whole, together):
-            x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
-            a = dot_codes(form, together, a, block + at * size, x, within, step)
-            b = dot_codes(form, together, b, other + at * size, x, within, step)
-        if together > 1:
-            for at in range(whole, blocks):
-                x, within = x_at + (at >> shift) * SIZE, at * numbers & ROUNDED_NUMBERS - 1
-                a = dot_codes(form, 1, a, block + at * size, x, within, step)
-                b = dot_codes(form, 1, b, other + at * size, x, within, step)
+    def add(a, b, block, other, blocks, x, step):
+        at = 0
+        while at + whole <= blocks:
+            a = dot_codes(form, whole, a, block + at * size, whole, x, step)
+            b = dot_codes(form, whole, b, other + at * size, whole, x, step)
+            at, x = at + whole, x + SIZE
+        if whole > 1:
+            while at < blocks:
+                a = dot_codes(form, half, a, block + at * size, blocks - at, x, step)
+                b = dot_codes(form, half, b, other + at * size, blocks - at, x, step)
+                at, x = at + half, x + COLUMN // 2
         return a, b
 
     return add

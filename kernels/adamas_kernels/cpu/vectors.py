@@ -56,12 +56,12 @@ def call(builder: Any, name: str, result: ir.Type, *arguments: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), arguments)
 
 
-def _in_parts(builder: Any, width: int, emit: Callable[..., Any], *vectors: Any) -> Any:
-    """What `emit` makes of each `width` lanes of the vectors, side by side."""
-    count = vectors[0].type.count
+def in_parts(builder: Any, parts: int, emit: Callable[..., Any], *vectors: Any) -> Any:
+    """What `emit` makes of each of so many equal parts of the vectors, side by side."""
+    sizes = [vector.type.count // parts for vector in vectors]
     found = [
-        emit(builder, *(part(builder, vector, first, width) for vector in vectors))
-        for first in range(0, count, width)
+        emit(builder, *(part(builder, x, at * size, size) for x, size in zip(vectors, sizes, strict=True)))
+        for at in range(parts)
     ]
     return joined(builder, found)
 
@@ -76,9 +76,9 @@ class Way(NamedTuple):
 
 def _by_best(ways: Sequence[Way], builder: Any, *vectors: Any) -> Any:
     """Use the first way that this CPU supports and that is not wider than the vectors."""
-    count = vectors[0].type.count
+    count = vectors[-1].type.count
     way = next(way for way in ways if way.features <= FEATURES and way.width <= count)
-    return _in_parts(builder, way.width, way.emit, *vectors)
+    return in_parts(builder, count // way.width, way.emit, *vectors)
 
 
 def _picks(name: str) -> Callable[..., Any]:
@@ -113,35 +113,40 @@ def _dots(lanes: int) -> Callable[..., Any]:
     """VPDPBUSD."""
     words = ir.VectorType(I32, lanes)
 
-    def emit(builder: Any, codes: Any, numbers: Any) -> Any:
+    def emit(builder: Any, total: Any, codes: Any, numbers: Any) -> Any:
         codes, numbers = builder.bitcast(codes, words), builder.bitcast(numbers, words)
-        zeros = ir.Constant(words, [0] * lanes)
-        return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", words, zeros, codes, numbers)
+        return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", words, total, codes, numbers)
 
     return emit
+
+
+def _sums_of_pairs(builder: Any, name: str, codes: Any, numbers: Any) -> Any:
+    """PMADDUBSW: sums of two products, which must fit in 16 bits."""
+    return call(builder, name, ir.VectorType(I16, codes.type.count // 2), codes, numbers)
+
+
+def _sums_of_two(builder: Any, name: str, shorts: Any) -> Any:
+    """PMADDWD: sums of two int16."""
+    ones = ir.Constant(shorts.type, [1] * shorts.type.count)
+    return call(builder, name, ir.VectorType(I32, shorts.type.count // 2), shorts, ones)
 
 
 def _pairs(bytes_name: str, shorts_name: str) -> Callable[..., Any]:
-    """PMADDUBSW and PMADDWD: sums of two products, which must fit in 16 bits, then of two such sums."""
+    """PMADDUBSW and PMADDWD."""
 
-    def emit(builder: Any, codes: Any, numbers: Any) -> Any:
-        count = codes.type.count
-        shorts = ir.VectorType(I16, count // 2)
-        sums = call(builder, bytes_name, shorts, codes, numbers)
-        ones = ir.Constant(shorts, [1] * (count // 2))
-        return call(builder, shorts_name, ir.VectorType(I32, count // 4), sums, ones)
+    def emit(builder: Any, total: Any, codes: Any, numbers: Any) -> Any:
+        sums = _sums_of_pairs(builder, bytes_name, codes, numbers)
+        return builder.add(total, _sums_of_two(builder, shorts_name, sums))
 
     return emit
 
 
-def _signed_dots(builder: Any, codes: Any, numbers: Any) -> Any:
+def _signed_dots(builder: Any, total: Any, codes: Any, numbers: Any) -> Any:
     """SDOT."""
-    words = ir.VectorType(I32, 4)
-    zeros = ir.Constant(words, [0] * 4)
-    return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", words, zeros, codes, numbers)
+    return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", total.type, total, codes, numbers)
 
 
-def _multiplications(builder: Any, codes: Any, numbers: Any) -> Any:
+def _multiplications(builder: Any, total: Any, codes: Any, numbers: Any) -> Any:
     """One multiplication for each byte."""
     count = codes.type.count
     wide = ir.VectorType(I32, count)
@@ -150,10 +155,12 @@ def _multiplications(builder: Any, codes: Any, numbers: Any) -> Any:
         count //= 2
         even, odd = (in_order(builder, products, range(at, 2 * count, 2)) for at in (0, 1))
         products = builder.add(even, odd)
-    return products
+    return builder.add(total, products)
 
 
-# UNSIGNED needs unsigned first factors. SDOT and multiplications take any signs.
+AVX2_BYTES, AVX2_SHORTS = "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"
+# Each adds sums of four neighbouring products to a total. UNSIGNED needs unsigned first factors. SDOT and
+# multiplications take any signs.
 SIGNED = (
     Way({"dotprod"}, 16, _signed_dots),
     Way(set(), 16, _multiplications),
@@ -162,58 +169,66 @@ UNSIGNED = (
     Way({"avx512vnni"}, 64, _dots(16)),
     Way({"avx512vnni", "avx512vl"}, 32, _dots(8)),
     Way({"avxvnni"}, 32, _dots(8)),
-    Way({"avx2"}, 32, _pairs("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")),
+    Way({"avx2"}, 32, _pairs(AVX2_BYTES, AVX2_SHORTS)),
     Way({"ssse3"}, 16, _pairs("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd")),
     *SIGNED,
 )
 MOVING_SIGNS = (
-    Way({"avx512bw"}, 64, lambda builder, *pair: _move_signs(builder, *pair)),
     Way({"avx2"}, 32, _picks("llvm.x86.avx2.psign.b")),
     Way({"ssse3"}, 16, _picks("llvm.x86.ssse3.psign.b.128")),
 )
-
-
-def _move_signs(builder: Any, numbers: Any, codes: Any) -> Any:
-    zeros = ir.Constant(codes.type, [0] * codes.type.count)
-    return builder.select(builder.icmp_signed("<", codes, zeros), builder.sub(zeros, numbers), numbers)
-
-
 HAS_SIGNED_DOTS = "dotprod" in FEATURES
 HAS_DOTS = HAS_SIGNED_DOTS or not FEATURES.isdisjoint({"avx512vnni", "avxvnni"})
 HAS_PAIRS = not HAS_DOTS and "avx2" in FEATURES
+# Whether int8 codes are multiplied as unsigned ones that are SHIFT higher.
+SHIFTS, SHIFT = HAS_DOTS and not HAS_SIGNED_DOTS, 128
 LARGEST_PAIR = 2 * 127  # times the largest code: the largest sum of two products
 
 
-def dot_columns(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], most: int) -> Any:
-    """The sum of `dot_bytes` over several vectors of codes, at most `most`, each with its numbers."""
-    if not HAS_PAIRS:
-        found = [dot_bytes(builder, *pair, signed=False) for pair in zip(columns, numbers, strict=True)]
-        return _sum(builder, found)
-    count = columns[0].type.count
-    shorts, words = ir.VectorType(I16, count // 2), ir.VectorType(I32, count // 4)
+def shifted(builder: Any, codes: Any) -> Any:
+    """Int8 codes plus SHIFT, as unsigned ones."""
+    return builder.xor(codes, ir.Constant(codes.type, [SHIFT] * codes.type.count))
+
+
+def dot_columns(
+    builder: Any, total: Any, columns: Sequence[Any], numbers: Sequence[Any], most: int | None
+) -> Any:
+    """The total, int32, plus sums of four neighbouring products each, over several vectors of codes with
+    their numbers, -127 to 127. Codes are 0 to `most`, or any int8 if that is None.
+    """
+    if HAS_PAIRS and most is not None:
+        return builder.add(total, _dot_pairs(builder, columns, numbers, most))
+    for codes, its in zip(columns, numbers, strict=True):
+        if most is not None:
+            total = _by_best(UNSIGNED, builder, total, codes, its)
+        elif "ssse3" not in FEATURES:
+            total = _by_best(SIGNED, builder, total, codes, its)
+        else:
+            # Only without SHIFTS: the signs of codes move to the numbers.
+            name = f"llvm.abs.v{codes.type.count}i8"
+            size = call(builder, name, codes.type, codes, ir.Constant(ir.IntType(1), 0))
+            total = _by_best(UNSIGNED, builder, total, size, _by_best(MOVING_SIGNS, builder, its, codes))
+    return total
+
+
+def _dot_pairs(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], most: int) -> Any:
+    """The sums of `dot_columns` by instructions of AVX2, without a total."""
+    parts = columns[0].type.count // 32
     pairs = [
-        _in_parts(
-            builder,
-            32,
-            lambda b, c, n: call(b, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(I16, 16), c, n),
-            *pair,
-        )
+        in_parts(builder, parts, lambda b, c, n: _sums_of_pairs(b, AVX2_BYTES, c, n), *pair)
         for pair in zip(columns, numbers, strict=True)
     ]
     # Add as many sums of two products as fit in 16 bits before widening them to 32 bits.
     together = min(len(pairs), 32767 // (LARGEST_PAIR * most))
-    ones = ir.Constant(shorts, [1] * shorts.count)
     found = [
-        _in_parts(
+        in_parts(
             builder,
-            16,
-            lambda b, s, o: call(b, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), s, o),
+            parts,
+            lambda b, s: _sums_of_two(b, AVX2_SHORTS, s),
             _sum(builder, pairs[at : at + together]),
-            ones,
         )
         for at in range(0, len(pairs), together)
     ]
-    assert found[0].type == words
     return _sum(builder, found)
 
 
@@ -224,13 +239,19 @@ def _sum(builder: Any, vectors: Sequence[Any]) -> Any:
     return total
 
 
-def dot_bytes(builder: Any, codes: Any, numbers: Any, *, signed: bool) -> Any:
-    """Int32 sums of four neighbouring products each, of codes and numbers from -127 to 127. Codes are 0 to 63
-    or, if signed, any int8.
+def transposed(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """Four vectors of words, in lanes of four: lane L of vector j has word j of lane L of each of the four.
+
+    Every shuffle stays within 16 bytes.
     """
-    if not signed:
-        return _by_best(UNSIGNED, builder, codes, numbers)
-    if "ssse3" not in FEATURES:
-        return _by_best(SIGNED, builder, codes, numbers)
-    size = call(builder, f"llvm.abs.v{codes.type.count}i8", codes.type, codes, ir.Constant(ir.IntType(1), 0))
-    return _by_best(UNSIGNED, builder, size, _by_best(MOVING_SIGNS, builder, numbers, codes))
+
+    def mixed(a: Any, b: Any, order: Sequence[int]) -> Any:
+        """Words of each lane of a, 0 to 3, and of b, 4 to 7."""
+        count = a.type.count
+        lanes = [first + (i if i < 4 else count + i - 4) for first in range(0, count, 4) for i in order]
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), lanes))
+
+    low, high, halves = (0, 4, 1, 5), (2, 6, 3, 7), ((0, 1, 4, 5), (2, 3, 6, 7))
+    first, second = vectors[:2], vectors[2:]
+    pairs = [mixed(two[0], two[1], order) for order in (low, high) for two in (first, second)]
+    return [mixed(pairs[at], pairs[at + 1], half) for at in (0, 2) for half in halves]
