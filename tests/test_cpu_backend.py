@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -429,6 +430,27 @@ def test_compiled_code_is_kept_on_disk_until_a_source_changes(tmp_path):
         return done.stdout.count("compiling CPU kernels")
 
     assert [announced(), announced(), announced("1"), announced("1")] == [1, 0, 1, 0]
+
+
+def test_code_of_sources_that_were_replaced_meanwhile_is_not_taken_for_that_of_the_new_ones(tmp_path):
+    """As by an update while a server runs."""
+    sources = tmp_path / "adamas_kernels"
+    shutil.copytree(Path(ref.__file__).parent, sources, ignore=shutil.ignore_patterns("__pycache__"))
+    changes = "import pathlib; from adamas_kernels.cpu import build, rows\n"
+    changes += f"file = pathlib.Path({str(sources / 'cpu' / 'atomics.py')!r})\n"
+    changes += "before = build.source_stamp(); file.write_text(file.read_text() + '# new')\n"
+    stamps = "print(before, build.source_stamp())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def printed(program):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    before, after = printed(changes + stamps)
+    assert before == after
+    assert printed("from adamas_kernels.cpu import build; print(build.source_stamp())") != [before]
 
 
 def test_processes_that_compile_at_the_same_time_keep_their_code_apart(tmp_path):

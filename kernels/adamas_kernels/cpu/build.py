@@ -28,10 +28,19 @@ def source_stamp() -> int:
 
     Functions close over it to renew numba's cache, which only checks a function's own file.
     """
+    return _STAMP
+
+
+def _stamp() -> int:
     files = [Path(str(module.__file__)) for module in (contract, reading, reference, weights)]
     files += sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
     return int.from_bytes(digest[:7])
+
+
+# Of the files as they are when this process imports them: a program that runs while they are replaced must
+# not keep the code of the old ones under the name of the new ones.
+_STAMP = _stamp()
 
 
 def stage(function: Callable[..., Any], signature: Any) -> int:
