@@ -396,3 +396,22 @@ def test_a_table_keeps_its_cells_on_a_narrow_terminal(columns: int, monkeypatch:
     stream = io.StringIO()
     print_table(stream, ["NAME", "TOKENS"], [["a-long-name-of-a-model", "12,345"], ["b", "1"]])
     assert not Counter("NAMETOKENSa-long-name-of-a-model12,345b1") - Counter(stream.getvalue())
+
+
+def test_notes_wait_for_the_end_of_a_line_of_an_answer_in_the_same_file() -> None:
+    body = """
+with Display(answers=sys.stdout, notes=sys.stderr) as display:
+    display.note("reused 4 tokens")
+    say(display, "Mr. ")
+    display.note("compiling")
+    say(display, "Darcy\\nis ")
+    display.note("compiling more")
+    say(display, "rich.")
+    display.show(done())
+"""
+    command = [sys.executable, "-c", SCRIPT + body]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+    assert done.stdout.decode() == "reused 4 tokens\nMr. Darcy\ncompiling\nis rich.\ncompiling more\n"
+    apart = subprocess.run(command, capture_output=True, check=True)
+    assert apart.stdout == b"Mr. Darcy\nis rich.\n"
+    assert apart.stderr == b"reused 4 tokens\ncompiling\ncompiling more\n"

@@ -41,6 +41,11 @@ class PlainAnswers:
         self._last = None
         self._between = True
 
+    @property
+    def in_line(self) -> bool:
+        """Whether the last line that was printed has no end yet."""
+        return self._last not in (None, "\n")
+
     def tail(self) -> list[RenderableType]:
         """The text not yet printed: none."""
         return []
@@ -51,6 +56,8 @@ class MarkdownAnswers:
 
     hold: keep the answer unfinished until its end, so that other text can be printed above it.
     """
+
+    in_line = False  # blocks are whole lines
 
     def __init__(
         self, console: Console, print_lines: Callable[[list[Line]], None], *, hold: bool = False

@@ -101,6 +101,9 @@ class Display:
         self._answers: PlainAnswers | MarkdownAnswers | None = None
         if answers is not None:
             self._answers = self._open_answers(answers)
+        # Notes would break the lines of an answer that goes to the same file.
+        self._holds_notes = answers is not None and self._live is None and _are_one_file(answers, notes)
+        self._held: list[tuple[str, str]] = []  # notes and their styles, until a line ends
         self._region = Region(self._live) if self._live is not None else None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
@@ -183,6 +186,7 @@ class Display:
                     self._finish_thought()
                     if self._answers is not None:
                         self._answers.say(text)
+                        self._print_held()
                 case Origins():
                     self._origins = event if self._shows_origins else None
                 case Done():
@@ -219,6 +223,7 @@ class Display:
                 self._print_strip(self._origins.sources)
             if self._answers is not None:
                 self._answers.finish()
+                self._print_held()
 
     def tell_sources(self, sources: Sources) -> None:
         """Print passages on stderr, and on a terminal a strip that shows their positions."""
@@ -255,9 +260,17 @@ class Display:
 
     def _print_note(self, text: str, style: str = "") -> None:
         with self._lock:
+            if self._holds_notes and self._answers is not None and self._answers.in_line:
+                self._held.append((text, style))
+                return
             self._make_room()
             self._notes.print(StyledText(text, style=style), soft_wrap=True)
             self._notes.file.flush()
+
+    def _print_held(self) -> None:
+        held, self._held = self._held, []
+        for text, style in held:
+            self._print_note(text, style)
 
     def _print_lines(self, console: Console, rendered: list[Line]) -> None:
         self._make_room()
@@ -295,6 +308,13 @@ def _console(stream: TextIO) -> Console:
 
 def _can_redraw(console: Console) -> bool:
     return console.file.isatty() and not console.is_dumb_terminal and console.width >= NARROWEST
+
+
+def _are_one_file(a: TextIO, b: TextIO) -> bool:
+    try:
+        return os.path.sameopenfile(a.fileno(), b.fileno())
+    except OSError:  # a stream without a descriptor
+        return False
 
 
 def _is_file(stream: TextIO) -> bool:
