@@ -453,6 +453,30 @@ def test_code_of_sources_that_were_replaced_meanwhile_is_not_taken_for_that_of_t
     assert printed("from adamas_kernels.cpu import build; print(build.source_stamp())") != [before]
 
 
+PRODUCTS = """
+import sys, torch
+from adamas_kernels.cpu import CpuBackend
+from block_weights import assert_product, some_weight
+for kind in sys.argv[1:]:
+    weight, x = some_weight(kind, 5, 512), torch.ones(1, 512)
+    assert_product(CpuBackend(print).linear(x, weight)[0], weight, x[0])
+"""
+
+
+def test_code_that_several_processes_kept_is_told_apart(tmp_path):
+    """Each process compiles another type of weights, in the same order, and the last one loads them all."""
+    folders = Path(ref.__file__).parents[1], Path(__file__).parent
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+    }
+    kinds = "Q4_1", "Q8_0", "Q5_1"
+    for asked in (*([kind] for kind in kinds), kinds):
+        done = subprocess.run([sys.executable, "-c", PRODUCTS, *asked], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+    assert b"compiling" not in done.stdout
+
+
 def test_processes_that_compile_at_the_same_time_keep_their_code_apart(tmp_path):
     program = str(Path(__file__).with_name("compile_constants.py"))
     environment = os.environ | {

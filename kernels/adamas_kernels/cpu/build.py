@@ -13,6 +13,7 @@ import numba
 from filelock import FileLock
 from numba.core.caching import FunctionCache
 from numba.core.event import Event, Listener, install_listener
+from numba.core.serialize import dumps
 
 from adamas_kernels import contract, reading, reference, weights
 
@@ -43,9 +44,22 @@ def _stamp() -> int:
 _STAMP = _stamp()
 
 
+def distinct(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with a name that tells what it closes over.
+
+    numba names compiled code after a function's name and a number that it counts in each process. So code of
+    two closures of one function, compiled by two processes and kept, could have one name, and a third process
+    that loads both would run the first for the second as well.
+    """
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    content = dumps([content for content in cells if content != _STAMP])
+    function.__qualname__ += "_" + hashlib.sha256(content).hexdigest()[:16]
+    return function
+
+
 def stage(function: Callable[..., Any], signature: Any) -> int:
     """Compile the function, or load it from disk, and return its address."""
-    with _kept(function) as cache:
+    with _kept(distinct(function)) as cache:
         compiled = numba.cfunc(signature, cache=cache, **OPTIONS)(function)
     _stages.append(compiled)
     return compiled.address

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from adamas_kernels.contract import AnyCache, LayerCache
-from adamas_kernels.cpu.build import njit
+from adamas_kernels.cpu.build import distinct, njit
 from adamas_kernels.cpu.floats import ROW_KINDS, STORED, Float32, RowKind
 from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.reference import CODES_PER_WORD
@@ -327,6 +327,7 @@ def _records_at(record, count=1):
     """A compiled function that turns an address into an array of `count` records."""
 
     @njit
+    @distinct
     def records(address):
         return carray(_address(address), count, record)
 

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types, typing
 from numba.extending import intrinsic
 
-from adamas_kernels.cpu.build import njit, source_stamp, stage
+from adamas_kernels.cpu.build import distinct, njit, source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
 from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
 from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
@@ -324,7 +324,7 @@ def _adds_floats(form: str) -> Callable[..., tuple]:
             b = dot_floats(form, b, other + at * size, x, at * numbers, step // 4)
         return a, b
 
-    return add
+    return distinct(add)
 
 
 def _adds_codes(form: str) -> Callable[..., tuple]:
@@ -345,7 +345,7 @@ def _adds_codes(form: str) -> Callable[..., tuple]:
                 at, x = at + half, x + COLUMN // 2
         return a, b
 
-    return add
+    return distinct(add)
 
 
 @intrinsic(prefer_literal=True)
