@@ -85,7 +85,9 @@ TYPES = {
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # Weight types that together have all forms, and the products: outputs, inputs, rows.
 KINDS = ("Q4_0", "Q4_K", "Q5_1", "Q6_K", "Q2_K", "Q8_0", "IQ4_XS")
-PRODUCTS = ((4096, 4096, 1), (1536, 8960, 1), (1536, 8960, 8), (4096, 4096, 16), (4096, 4096, 64))
+PRODUCTS = (
+    (4096, 4096, 1), (1536, 8960, 1), (1536, 8960, 8), (32768, 1024, 8), (4096, 4096, 16), (4096, 4096, 64)
+)  # fmt: skip
 ERROR = 2.0**-11
 # As in gpt-oss and Gemma 2, besides windows.
 WITH_SINKS, CAPPED = Softmax(sinks=torch.zeros(64, dtype=torch.bfloat16)), Softmax(softcap=50.0)

@@ -160,8 +160,10 @@ def scaled(words, units, PART: tl.constexpr, KIND: tl.constexpr, UNITS: tl.const
     """
     if UNITS:
         number = ((words.to(tl.int32) << (24 - 8 * PART)) >> 24).to(tl.float32)
-        return number * (half_in(units, KIND) * TIMES)
-    return half_in(words, PART) * TIMES
+        value = number * (half_in(units, KIND) * TIMES)
+    else:
+        value = half_in(words, PART) * TIMES
+    return value
 
 
 @triton.jit

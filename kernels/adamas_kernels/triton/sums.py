@@ -77,6 +77,9 @@ class Sums:
         self._addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes], device=own.device)
         self._epochs = torch.zeros(triton.cdiv(self.capacity, BLOCK), dtype=torch.int32, device=own.device)
         self._stop = torch.zeros(1, dtype=torch.int32, device=own.device)
+        if own.is_cuda:
+            self._stopping = torch.cuda.Stream(own.device)
+            self._one = torch.ones(1, dtype=torch.int32, pin_memory=True)
 
     def takes(self, numbers: Tensor) -> bool:
         """Whether `add` can sum these."""
@@ -105,5 +108,6 @@ class Sums:
         if not self._stop.is_cuda:
             self._stop.fill_(1)
             return
-        with torch.cuda.stream(torch.cuda.Stream(self._stop.device)):  # others may wait for a sum
-            self._stop.fill_(1)
+        # By a copy in a stream of its own: kernels that wait may fill the GPU, and no other would begin.
+        with torch.cuda.stream(self._stopping):
+            self._stop.copy_(self._one, non_blocking=True)
