@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import os
 import platform
 import resource
@@ -39,7 +40,8 @@ def test_every_kernel_compiles_for_arm_without_instructions_of_x86() -> None:
         "aarch64.hint",
         "aarch64.neon.sdot.v4i32.v16i8",
     }
-    compiled = {function["name"] for function in functions}
+    # Stages have names that end with what they close over, see `build.distinct`.
+    compiled = {re.sub("_task_[0-9a-f]+$", "_task", function["name"]) for function in functions}
     stages = ("enter", "estimate", "threshold", "candidates", "attend", "merge", "encode", "pack", "inner")
     assert {f"{stage}_task" for stage in stages} <= {name.rpartition(".")[2] for name in compiled}
 
