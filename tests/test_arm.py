@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-import re
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
