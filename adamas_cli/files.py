@@ -29,30 +29,21 @@ def appearing(file: Path) -> Iterator[BinaryIO]:
     The part file is locked while it is written, so that `leftovers` can tell those of killed processes.
     """
     make_folder(file.parent)
-    part, descriptor = _locked_part(file)
-    with open(descriptor, "r+b") as stream:
-        try:
-            yield stream
-            stream.flush()
-            os.replace(part, file)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
-
-
-def _locked_part(file: Path) -> tuple[Path, int]:
-    """A new part file beside a file, and its descriptor, locked.
-
-    Before it is locked another process may take it for a leftover and remove it; then another is made.
-    """
     while True:
         part = file.with_name(f".{file.name}.{secrets.token_hex(8)}{PART}")
-        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return part, descriptor
-        os.close(descriptor)
+        with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE), "r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if not os.fstat(stream.fileno()).st_nlink:
+                continue  # another process took it for a leftover before it was locked
+            try:
+                yield stream
+                stream.flush()
+                os.replace(part, file)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink()
+                raise
+            return
 
 
 def files_below(folder: Path) -> Iterator[Path]:
