@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,22 @@ def shown() -> list[Shown]:
     return found
 
 
+def share_of(line: str) -> str | None:
+    """The percentage that a line about a passage begins with."""
+    found = re.match(r" *\d+%", line)
+    return found and found.group()
+
+
 def essential(text: str) -> list[str]:
-    """Without lines that are printed once per machine, and with passages in any order and without their
-    percentages: shares that are nearly equal depend on a CPU's rounding.
+    """Without lines that are printed once per machine, and with each percentage replaced by a placeholder.
+    Passages with the same percentage may change places: a CPU's rounding decides between them.
     """
-    lines = [line.rstrip() for line in text.splitlines() if not line.startswith("compiling")]
-    passages = [re.sub(r"^ *\d+%", "N%", line) for line in lines if re.match(r" *\d+%", line)]
-    return [line for line in lines if not re.match(r" *\d+%", line)] + sorted(passages)
+    lines = (line.rstrip() for line in text.splitlines() if not line.startswith("compiling"))
+    found: list[str] = []
+    for share, group in groupby(lines, share_of):
+        together = list(group)
+        found += together if share is None else sorted(line.replace(share, "N%", 1) for line in together)
+    return found
 
 
 @pytest.fixture(scope="module")
