@@ -1,4 +1,4 @@
-"""The search for the border of the best tokens, `triton/border.py`, alone."""
+"""The search for a border, `triton/border.py`, alone: in Triton's interpreter here, natively with `-m gpu`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import triton
 import triton.language as tl
 from adamas_kernels.triton.border import find_border
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COUNT = tl.constexpr(128)
 LOWEST = np.float32(-1e30)
+
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
 
 @triton.jit
@@ -67,7 +69,7 @@ def test_ties_at_neighbouring_floats_end_the_search(counts, want, limit, start):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", range(12))
 def test_ranks_of_few_floats(seed):
-    """Random numbers of ties at random near floats, with every bound that a step may have."""
+    """Random numbers of ties at random floats that lie close together."""
     chance = np.random.default_rng(seed)
     kinds = int(chance.integers(2, 6))
     counts = {int(chance.integers(0, 9)): int(chance.integers(1, 26)) for _ in range(kinds)}
