@@ -1,4 +1,4 @@
-"""The search for a border, `triton/border.py`, alone: in Triton's interpreter here, natively with `-m gpu`."""
+"""The search for a border, `triton/border.py`: in Triton's interpreter here, natively with `-m gpu`."""
 
 from __future__ import annotations
 
