@@ -1,6 +1,7 @@
 """Measures keys and values in host memory beside one GPU, for docs/performance.md.
 
     python docs/measure_host.py --million [-m FILE] [--tokens 1000000] [--share 0.05] [--chunk 8192]
+        [--profile]
     python docs/measure_host.py --small-card FILE [--bytes 12e9] [--tokens 131072]
     python docs/measure_host.py --beside [--lengths 32768,131072] [-m FILE [--text TEXT --share 0]]
     python docs/measure_host.py --loss FILE TEXT [--lengths 16384,30000]
@@ -10,7 +11,8 @@
 budget and at 128. --small-card: the same with at most this much memory of the GPU, in the model's own number
 format. --beside: decoding with keys and values in either memory, and whether the tokens are equal. --loss: KL
 of keys and values in fewer bits to those in 16, after a text. --llama: llama.cpp with keys and values in host
-memory; it reads slowly, so the time of a step at `--tokens` is a line through shorter lengths.
+memory; it reads slowly, so the time of a step at `--tokens` is a line through shorter lengths. --profile: the
+kernels that a step's time goes to, after each of these rates.
 
 Documents are random tokens, or the beginning of --text. Without -m a model has random weights of --shape.
 Those spread attention evenly, so a real choice would skip nearly all blocks: after the choice, which takes as
@@ -63,6 +65,7 @@ SMALL_BUDGET = 128
 SCORED = 256  # tokens over which distributions are compared
 SMALL_CHUNK = 2048  # tokens read at once on a small card, where larger ones leave too little memory
 OTHER_CHUNK = 1000  # tokens: the loss that comes from rounding in another order
+PROFILED, PROFILE_ROWS = "--profile", 14
 BEGUN = time.perf_counter()
 
 
@@ -232,7 +235,25 @@ def decode(
         tell(f"| {label} | {speed:.2f} tokens/s | first token {done.first_token_seconds:.2f} s |")
     if timeline.step_reason:
         tell(f"steps: {timeline.step_reason}")
+    if PROFILED in sys.argv:
+        profile(timeline, question, sparse=sparse)
     return said
+
+
+def profile(timeline: Timeline, question: np.ndarray, *, sparse: bool) -> None:
+    """Tell which kernels take the time of an answer's steps."""
+    kinds = [torch.profiler.ProfilerActivity.CUDA]
+    told: list[tuple[float, int, str]] = []
+    for tokens in (1, 1 + WARM_UP):  # the question's own kernels are in both
+        with torch.profiler.profile(activities=kinds) as seen:
+            answer(timeline, question, tokens, sparse=sparse)
+        for row in seen.key_averages():
+            told.append(((-1) ** (tokens == 1) * row.self_device_time_total, row.count, row.key))
+    each: dict[str, float] = {}
+    for microseconds, _, key in told:
+        each[key] = each.get(key, 0.0) + microseconds / WARM_UP
+    for key, microseconds in sorted(each.items(), key=lambda one: -one[1])[:PROFILE_ROWS]:
+        tell(f"    {microseconds:10.0f} us a step  {key[:90]}")
 
 
 def at_budget(timeline: Timeline, budget: int) -> None:
@@ -386,6 +407,7 @@ def main() -> None:
     parser.add_argument("--kept", choices=("auto", "16", "int8", "int4"))
     parser.add_argument("--bytes", type=float, default=12e9, help="of the GPU, besides its context")
     parser.add_argument("-n", "--generated", type=int, default=32)
+    parser.add_argument(PROFILED, action="store_true")
     parser.add_argument("--scored", type=int, default=SCORED)
     options = parser.parse_args()
 
