@@ -159,7 +159,7 @@ class Rows:
 
     def __init__(self, tokens: int) -> None:
         like = torch.empty(1, 2, 0, 8)
-        self.buffers = {name: HostBuffer(like, tokens + 4) for name in ("keys", "values")}
+        self.buffers = Hosted(Staging(CPU)).buffers({"keys": like, "values": like}, tokens + 4)
         self.length = tokens
         for buffer in self.buffers.values():
             buffer.host[:, :, :tokens].normal_()

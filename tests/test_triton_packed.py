@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 from adamas_kernels.contract import LayerCache, SparseSettings
-from adamas_kernels.hot import STEPS, HotRows
+from adamas_kernels.hot import ALIGNMENT, STEPS, HotRows, side_by_side
 from adamas_kernels.packed import block_of, centre_of, hadamard, numbers, pack_like, read, row_size
 from adamas_kernels.torch.backend import TorchBackend
 from adamas_kernels.triton.backend import TritonBackend
-from adamas_kernels.triton.fetch import in_words
 from layer_caches import (
     assert_no_worse,
     assert_same_contents,
@@ -24,7 +23,8 @@ from layer_caches import (
     step,
 )
 
-from adamas_cli.models.shape import COPIED_STEPS
+from adamas_cli.cache.hosted import HostRows
+from adamas_cli.models.shape import COPIED_STEPS, ROW_ALIGNMENT
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FORMATS = {"int8": (torch.int8, torch.int8), "int4": (torch.int8, torch.uint8)}
@@ -62,6 +62,15 @@ def twin(cache: LayerCache) -> LayerCache:
     return replace(cache, **{name: copy(getattr(cache, name)) for name in names})
 
 
+def hosted(cache: LayerCache) -> LayerCache:
+    """The cache with its rows as they lie in host memory."""
+    rows = HostRows([cache.keys, cache.values], cache.capacity)
+    parts = rows.parts(torch.full_like(rows.whole_seen, 99, device=DEVICE))
+    for part, its in zip(parts, (cache.keys, cache.values), strict=True):
+        part.copy_(its)
+    return replace(cache, keys=parts[0], values=parts[1])
+
+
 def new_tokens(new: int, dim: int, dtype=torch.float32):
     return [
         torch.randn(1, new, count, dim).to(dtype).transpose(1, 2) for count in (HEADS, KV_HEADS, KV_HEADS)
@@ -85,6 +94,7 @@ def test_sparse_steps(kept, dim, new, settings, copies):
     other, tokens = twin(cache), new_tokens(new, dim)
     if copies:
         chosen = HEADS // KV_HEADS * new * settings.budget
+        other = hosted(other)
         other.hot = HotRows.beside(other.keys, other.values, DEVICE, other.capacity, chosen)
     plain = step(TorchBackend(), cache, *tokens, settings, dim**-0.5)
     truth = double_step(tokens[0], cache, dim**-0.5, settings)
@@ -123,8 +133,8 @@ def test_full_steps(kept, dim, new, dtype):
 def test_a_row_is_copied_once_and_read_from_its_copy():
     length, dim, settings = 70, 64, SparseSettings(budget=8)
     cache = make_cache(1, KV_HEADS, dim, length, length + 8, settings)
-    hot = HotRows.beside(cache.keys, cache.values, DEVICE, cache.capacity, HEADS // KV_HEADS * 8)
-    other, backend, tokens = replace(twin(cache), hot=hot), TritonBackend(), new_tokens(1, dim)
+    other, backend, tokens = hosted(twin(cache)), TritonBackend(), new_tokens(1, dim)
+    other.hot = hot = HotRows.beside(other.keys, other.values, DEVICE, 78, HEADS // KV_HEADS * 8)
     sums = cache.value_sum.clone()
 
     def check(expected):
@@ -148,7 +158,7 @@ def test_a_row_is_copied_once_and_read_from_its_copy():
     assert first < check(step(TorchBackend(), cache, *tokens, settings, dim**-0.5)) < 2 * first
     hot.forget()
     assert (hot.token == -1).all()
-    assert STEPS == COPIED_STEPS
+    assert (STEPS, ALIGNMENT) == (COPIED_STEPS, ROW_ALIGNMENT)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.uint8], ids=str)
@@ -182,19 +192,26 @@ def test_rows_far_apart_are_read():
 
 
 @pytest.mark.parametrize(
-    ("kind", "dim", "word"),
+    ("kinds", "dim", "width"),
     [
-        (torch.int8, 128, torch.int64),
-        (torch.uint8, 128, torch.int64),
-        (torch.int8, 64, torch.int32),
-        (torch.int8, 32, torch.int16),
-        (torch.float32, 64, torch.float32),
+        ((torch.int8, torch.int8), 128, 288),
+        ((torch.int8, torch.uint8), 128, 224),
+        ((torch.int8, torch.int8), 32, 96),
+        ((torch.bfloat16, torch.bfloat16), 64, 256),
     ],
     ids=str,
 )
-def test_rows_are_fetched_in_wide_words(kind, dim, word):
-    rows = torch.zeros(50, 1, 3, row_size(dim, kind), dtype=kind).permute(1, 2, 0, 3)
-    found = in_words(rows, torch.zeros(1, 3, 20, rows.shape[3], dtype=kind))
-    assert [x.dtype for x in found] == [word] * 2
-    found[0][0, 2, 7] = 1
-    assert (rows != 0).any(-1).nonzero().tolist() == [[0, 2, 7]]
+def test_a_token_has_one_row(kinds, dim, width):
+    likes = [torch.empty(1, 3, 0, row_size(dim, kind), dtype=kind) for kind in kinds]
+    rows = HostRows(likes, 50)
+    whole = torch.arange(50 * 3 * width).to(torch.uint8).view(50, 1, 3, width)
+    keys, values = rows.parts(whole)
+    assert rows.whole_seen.shape == whole.shape
+    assert [x.dtype for x in (keys, values)] == list(kinds)
+    found = side_by_side(keys, values)
+    assert torch.equal(found, whole.permute(1, 2, 0, 3))
+    assert found.data_ptr() == whole.data_ptr()
+    with pytest.raises(ValueError, match="not side by side"):
+        side_by_side(values, keys)
+    with pytest.raises(ValueError, match="not side by side"):
+        side_by_side(keys, values.contiguous())

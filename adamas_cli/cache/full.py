@@ -106,9 +106,10 @@ class FullLayer(Layer, CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.capacity = max(self.capacity, key_states.shape[2])
         rows = rows_like((key_states, value_states), self.formats)
-        for name, like in zip(self.streams, rows, strict=False):
-            if name not in self._buffers:
-                self._buffers[name] = self._placement.buffer(like, self.capacity, self._limit)
+        likes = dict(zip(self.streams, rows, strict=False))
+        missing = {name: like for name, like in likes.items() if name not in self._buffers}
+        if missing:
+            self._buffers |= self._placement.buffers(missing, self.capacity, self._limit)
         sums = [rows.new_zeros(*rows.shape[:2], dim_of(rows), dtype=torch.float32) for rows in rows]
         self.centre, self.value_sum = sums[0] if is_packed(rows[0].dtype) else None, sums[1]
         self.is_initialized = True

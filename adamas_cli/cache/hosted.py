@@ -11,6 +11,7 @@ import math
 import mmap
 import sys
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from adamas_cli.cache.growing import TokenBuffer
 from adamas_cli.cache.releasing import release, release_waiting
 from adamas_cli.machine.memory import memory
+from adamas_cli.models.shape import ROW_ALIGNMENT
 
 
 def sees_host_memory(device: torch.device) -> bool:
@@ -28,55 +30,96 @@ def sees_host_memory(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and sys.platform == "linux"
 
 
-class HostBuffer(TokenBuffer):
-    """Keys or values of one layer in host memory, tokens outermost. tensor: as the GPU sees them; host: the
-    same memory as a CPU tensor, [B, K, S, D]. For a CPU both are one tensor.
+class HostRows:
+    """The keys and values of one layer in host memory, tokens outermost.
+
+    What a head keeps of a token lies side by side in one row, so that a GPU that fetches it makes one request
+    for both: how many it makes at random places bounds it, not how long they are (docs/performance.md).
+
+    seen, host: each part of the rows, [B, K, S, R], as the GPU sees it and as a CPU tensor. For a CPU both
+    are one. whole_seen, whole_host: the rows as bytes, [S, B, K, W].
     """
 
-    def __init__(self, like: Tensor, room: int) -> None:
-        batch, heads, _, dim = like.shape
-        self._like = like.new_empty(batch, heads, 0, dim)
-        self._tokens_first = True
-        shape = room, batch, heads, dim
-        self._written: torch.cuda.Event | None = None  # the last copy that another stream made into it
-        if like.is_cuda:
-            size = math.prod(shape) * like.element_size()
-            locked = LockedMemory(like.device, max(1, size))
-            whole = locked.host[:size], locked.tensor()[:size]
-            host, seen = (x.view(like.dtype).view(shape).permute(1, 2, 0, 3) for x in whole)
+    def __init__(self, likes: Sequence[Tensor], room: int) -> None:
+        """likes: the parts, [B, K, N, R] each, of any length."""
+        self._likes = [like.new_empty(*like.shape[:2], 0, like.shape[3]) for like in likes]
+        self._starts, width = [], 0
+        for like in likes:
+            self._starts.append(width)
+            width += -(-like.shape[3] * like.element_size() // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        first = likes[0]
+        shape = room, *first.shape[:2], width
+        self.written: torch.cuda.Event | None = None  # the last copy that another stream made into it
+        if first.is_cuda:
+            size = math.prod(shape)
+            locked = LockedMemory(first.device, max(1, size))
+            self.whole_host, self.whole_seen = (x[:size].view(shape) for x in (locked.host, locked.tensor()))
         else:
-            host = seen = like.new_empty(shape).permute(1, 2, 0, 3)
-        self.host, self._tensor = host, seen
-
-    @property
-    def tensor(self) -> Tensor:
-        """As in `TokenBuffer`; work on the current stream from now on sees everything written."""
-        if self._written is not None:
-            torch.cuda.current_stream(self._tensor.device).wait_event(self._written)
-            self._written = None
-        return self._tensor
+            self.whole_host = self.whole_seen = first.new_empty(shape, dtype=torch.uint8)
+        self.host, self.seen = self.parts(self.whole_host), self.parts(self.whole_seen)
 
     @property
     def room(self) -> int:
         """Tokens there is memory for."""
-        return self._tensor.shape[2]
+        return len(self.whole_host)
+
+    def parts(self, whole: Tensor) -> list[Tensor]:
+        """The parts of rows of bytes [n, B, K, W]: [B, K, n, R] each."""
+        found = []
+        for start, like in zip(self._starts, self._likes, strict=True):
+            part = whole[..., start : start + like.shape[3] * like.element_size()]
+            found.append(part.view(like.dtype).permute(1, 2, 0, 3))
+        return found
+
+    def move(self, tokens: int, kept: int) -> None:
+        """Get other memory for at least this many tokens, with the first `kept` ones in it."""
+        larger = HostRows(self._likes, max(tokens, self.room + self.room // 2))
+        larger.whole_seen[:kept] = self.whole_seen[:kept]
+        vars(self).update(vars(larger))  # at once, and last: an interruption must not leave a mix
+
+
+class HostBuffer(TokenBuffer):
+    """Keys or values of one layer, a part of its `HostRows`."""
+
+    def __init__(self, rows: HostRows, part: int) -> None:
+        self.rows, self._part = rows, part
+
+    @property
+    def host(self) -> Tensor:
+        """The same memory as `tensor`, as a CPU tensor."""
+        return self.rows.host[self._part]
+
+    @property
+    def tensor(self) -> Tensor:
+        """As in `TokenBuffer`; work on the current stream from now on sees everything written."""
+        rows = self.rows
+        if rows.written is not None:
+            torch.cuda.current_stream(rows.whole_seen.device).wait_event(rows.written)
+            rows.written = None
+        return rows.seen[self._part]
+
+    @property
+    def room(self) -> int:
+        """Tokens there is memory for."""
+        return self.rows.room
+
+    def grow(self, tokens: int, kept: int) -> bool:
+        """See `TokenBuffer.grow`; the other parts of the rows move as well."""
+        if tokens <= self.room:
+            return False
+        _ = self.tensor
+        self.rows.move(tokens, kept)
+        return True
 
     def lying(self, start: int, end: int) -> Tensor:
-        """See `TokenBuffer.lying`; as a CPU tensor, for disks. What other streams write there is complete
-        once the current stream is.
+        """See `TokenBuffer.lying`; as a CPU tensor, for disks, whose rows are apart. What other streams write
+        there is complete once the current stream is.
         """
         _ = self.tensor
         return self.host[0, :, start:end].transpose(0, 1)
 
-    def written_by(self, copy: torch.cuda.Event | None) -> None:
-        """Note a copy into it by another stream; None for one that is complete."""
-        self._written = copy
-
     def fork(self, tokens: int) -> None:
         """Forks are copies."""
-
-    def _larger(self, tokens: int) -> HostBuffer:
-        return HostBuffer(self._like, max(tokens, self.room + self.room // 2))
 
 
 class LockedMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from adamas_cli.cache.forkable import MAPS_FILES
 from adamas_cli.cache.growing import TokenBuffer
-from adamas_cli.cache.hosted import HostBuffer
+from adamas_cli.cache.hosted import HostBuffer, HostRows
 from adamas_cli.cache.mapped import PAGE, MappedBuffer, maps_memory
 from adamas_cli.cache.staging import Staging
 
@@ -34,6 +35,10 @@ class Placement(Protocol):
         """
         ...
 
+    def buffers(self, likes: Mapping[str, Tensor], room: int, limit: int = 0) -> dict[str, TokenBuffer]:
+        """The same for all parts of a layer, by their names."""
+        ...
+
 
 @dataclass(frozen=True)
 class Allocated:
@@ -49,6 +54,10 @@ class Allocated:
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
         """See `Placement.buffer`."""
         return TokenBuffer(like, room, tokens_first=self.tokens_first)
+
+    def buffers(self, likes: Mapping[str, Tensor], room: int, limit: int = 0) -> dict[str, TokenBuffer]:
+        """See `Placement.buffers`."""
+        return {name: self.buffer(like, room, limit) for name, like in likes.items()}
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,12 @@ class Hosted:
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:
         """See `Placement.buffer`; growing beyond `room` copies."""
-        return HostBuffer(like, room)
+        return HostBuffer(HostRows([like], room), 0)
+
+    def buffers(self, likes: Mapping[str, Tensor], room: int, limit: int = 0) -> dict[str, TokenBuffer]:
+        """See `Placement.buffers`."""
+        rows = HostRows(list(likes.values()), room)
+        return {name: HostBuffer(rows, part) for part, name in enumerate(likes)}
 
 
 def placement_on(device: torch.device, *, forks: bool = False) -> Placement:

@@ -7,7 +7,6 @@ leave for the host. Both slots together take the keys and values of two layers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,9 +17,7 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.growing import TokenBuffer
-from adamas_cli.cache.hosted import HostBuffer
-
-ALIGNMENT = 256  # bytes, of the first row in a slot
+from adamas_cli.cache.hosted import HostBuffer, HostRows
 
 Rows = tuple[Tensor, ...]
 
@@ -72,32 +69,27 @@ class Lane:
 
 @dataclass
 class Slot:
-    """Memory for the keys and values of one layer. holds: the layer whose first `tokens` rows are in it or
-    arrive there, until it is opened. arrived, left: the last copies into it and out of it.
+    """Memory for the keys and values of one layer.
+
+    whole: its rows as bytes, [S, B, K, W]; rows: their parts. holds: the layer whose first `tokens` rows are
+    in it or arrive there, until it is opened. arrived, left: the last copies into it and out of it.
     """
 
     memory: Tensor
+    whole: Tensor
     holds: ref[Staged] | None = None
     tokens: int = 0
     arrived: torch.cuda.Event | None = None
     left: torch.cuda.Event | None = None
     rows: Rows = field(default_factory=tuple)
 
-    def lay_out(self, layer: Staged) -> None:
-        """Make rows like those of a layer's buffers, [B, K, S, R] with tokens outermost."""
-        places = [
-            (x.dtype, (x.shape[2], x.shape[0], x.shape[1], x.shape[3]))
-            for x in (buffer.tensor for buffer in layer.buffers.values())
-        ]
-        sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in places]
-        taken = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-        if sum(taken) > len(self.memory):
-            self.memory = self.memory.new_empty(sum(taken))
-        parts = self.memory[: sum(taken)].split(taken)
-        self.rows = tuple(
-            part[:size].view(dtype).view(shape).permute(1, 2, 0, 3)
-            for part, size, (dtype, shape) in zip(parts, sizes, places, strict=True)
-        )
+    def lay_out(self, rows: HostRows) -> None:
+        """Make room for rows like these."""
+        shape = rows.whole_seen.shape
+        if shape.numel() > len(self.memory):
+            self.memory = self.memory.new_empty(shape.numel())
+        self.whole = self.memory[: shape.numel()].view(shape)
+        self.rows = tuple(rows.parts(self.whole))
 
 
 class Staging:
@@ -105,7 +97,8 @@ class Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._arriving, self._leaving = Lane(device), Lane(device)
-        self._slots = [Slot(torch.empty(0, dtype=torch.uint8, device=device)) for _ in range(2)]
+        empty = torch.empty(0, dtype=torch.uint8, device=device)
+        self._slots = [Slot(empty, empty) for _ in range(2)]
         self._following: WeakKeyDictionary[Staged, ref[Staged]] = WeakKeyDictionary()
         self._last: ref[Staged] | None = None  # the layer opened last
 
@@ -139,15 +132,9 @@ class Staging:
         """Write the rows of tokens from `start` up to the layer's `length` to host memory. The layer must be
         the one opened last.
         """
-        slot, tokens = self._slots[1], slice(start, layer.length)
-        buffers = _hosted(layer)
-        pairs = [
-            (_lying(buffer.host, tokens), _lying(rows, tokens))
-            for buffer, rows in zip(buffers, slot.rows, strict=True)
-        ]
-        slot.left = self._leaving.copy(pairs, [self._leaving.now()])
-        for buffer in buffers:
-            buffer.written_by(slot.left)
+        slot, tokens, rows = self._slots[1], slice(start, layer.length), _hosted(layer)
+        pairs = [(rows.whole_host[tokens], slot.whole[tokens])]
+        rows.written = slot.left = self._leaving.copy(pairs, [self._leaving.now()])
 
     def _has(self, slot: Slot, layer: Staged) -> bool:
         return slot.holds is not None and slot.holds() is layer and slot.tokens == layer.length
@@ -156,22 +143,14 @@ class Staging:
         """Copy a layer's rows into a slot, once everything is done that the current stream has so far: it may
         use the slot, or write to the host.
         """
-        slot.lay_out(layer)
-        tokens = slice(0, layer.length)
-        pairs = [
-            (_lying(rows, tokens), _lying(buffer.host, tokens))
-            for buffer, rows in zip(_hosted(layer), slot.rows, strict=True)
-        ]
+        rows, tokens = _hosted(layer), slice(0, layer.length)
+        slot.lay_out(rows)
+        pairs = [(slot.whole[tokens], rows.whole_host[tokens])]
         slot.arrived = self._arriving.copy(pairs, [slot.left, self._arriving.now()])
         slot.holds, slot.tokens = ref(layer), layer.length
 
 
-def _hosted(layer: Staged) -> list[HostBuffer]:
-    buffers = list(layer.buffers.values())
-    assert all(isinstance(buffer, HostBuffer) for buffer in buffers)
-    return [buffer for buffer in buffers if isinstance(buffer, HostBuffer)]
-
-
-def _lying(x: Tensor, tokens: slice) -> Tensor:
-    """Some tokens of [B, K, S, R] in memory order, contiguous: [n, B, K, R]."""
-    return x[:, :, tokens].permute(2, 0, 1, 3)
+def _hosted(layer: Staged) -> HostRows:
+    buffer = next(iter(layer.buffers.values()))
+    assert isinstance(buffer, HostBuffer)
+    return buffer.rows

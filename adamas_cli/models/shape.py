@@ -57,7 +57,8 @@ KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
 # numbers share a scale; see `adamas_kernels.packed`.
 KEPT_BITS = {"16": (16, 16), "int8": (8.5, 8.5), "int4": (8.5, 4.5)}
 PACKED_GROUP = 32
-COPIED_STEPS = 3  # see `adamas_kernels.hot`
+COPIED_STEPS = 2  # see `adamas_kernels.hot`
+ROW_ALIGNMENT = 16  # bytes: where a token's keys, and its values, begin in host memory, see `HostRows`
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, including its share of a scale: the most that packing leaves
 _CHOICES = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")  # config names of `choices`
@@ -122,6 +123,12 @@ class LayerShape:
         bits = KEPT_BITS[kept] if kept != "auto" and self.packs else (8 * item, 8 * item)
         each = self.key_dim * bits[0] + self.value_dim * bits[1]
         return int(self.kv_heads * each / 8) if self.keeps else 0
+
+    def row_bytes(self, item: int, kept: str = "auto") -> int:
+        """`token_bytes` in host memory beside a GPU."""
+        bits = KEPT_BITS[kept] if kept != "auto" and self.packs else (8 * item, 8 * item)
+        parts = (int(dim * each / 8) for dim, each in zip((self.key_dim, self.value_dim), bits, strict=True))
+        return self.kv_heads * sum(-(-part // ROW_ALIGNMENT) * ROW_ALIGNMENT for part in parts)
 
     @property
     def packs(self) -> bool:
@@ -200,21 +207,23 @@ class ModelShape:
         """
         return sum(layer.cache_bytes(tokens, item, kept) for layer in self.by_layer)
 
-    def hosted_bytes(self, tokens: int, item: int, dense_layers: int, kept: str = "auto") -> int:
-        """Bytes of those keys and values that may be in host memory beside a GPU: of all but the first
-        layers that attend to all tokens.
+    def hosted(self, dense_layers: int) -> tuple[LayerShape, ...]:
+        """The layers whose keys and values may be in host memory beside a GPU: all but the first that attend
+        to all tokens.
         """
-        hosted = (layer for layer in self.by_layer[dense_layers:] if layer.reads_sparsely())
-        return sum(layer.token_bytes(item, kept) for layer in hosted) * tokens
+        return tuple(layer for layer in self.by_layer[dense_layers:] if layer.reads_sparsely())
+
+    def hosted_bytes(self, tokens: int, item: int, dense_layers: int, kept: str = "auto") -> int:
+        """Bytes of those keys and values there."""
+        return sum(layer.row_bytes(item, kept) for layer in self.hosted(dense_layers)) * tokens
 
     def copied_bytes(self, tokens: int, item: int, dense_layers: int, budget: int, kept: str = "auto") -> int:
         """Bytes of the copies that a GPU keeps of chosen keys and values in host memory."""
         total = 0
-        for layer in self.by_layer[dense_layers:]:
-            if layer.reads_sparsely():
-                chosen = self.heads // layer.kv_heads * budget
-                slots = min(COPIED_STEPS * chosen, tokens + chosen)
-                total += slots * layer.token_bytes(item, kept) + 4 * layer.kv_heads * (tokens + 2 * slots)
+        for layer in self.hosted(dense_layers):
+            chosen = self.heads // layer.kv_heads * budget
+            slots = min(COPIED_STEPS * chosen, tokens + chosen)
+            total += slots * layer.row_bytes(item, kept) + 4 * layer.kv_heads * (tokens + 2 * slots)
         return total
 
     def kept_state_bytes(self, item: int) -> int:

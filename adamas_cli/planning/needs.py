@@ -146,9 +146,9 @@ def gpu_bytes(
     host memory, None without any; work includes the keys and values of the layers that come from there at a
     time, and copies of those that sparse steps with this budget choose.
     """
-    hosted = 0 if hosted_from is None else shape.hosted_bytes(tokens, item, hosted_from, kept)
-    staged = STAGED * shape.token_bytes(item, kept) * tokens if hosted else 0
-    if hosted and hosted_from is not None and budget is not None:
+    away = () if hosted_from is None else shape.hosted(hosted_from)
+    staged = STAGED * max((layer.row_bytes(item, kept) for layer in away), default=0) * tokens
+    if away and hosted_from is not None and budget is not None:
         staged += shape.copied_bytes(tokens, item, hosted_from, budget, kept)
     unpacked_rows = 0 if kept == "auto" else shape.token_bytes(item) * tokens  # of one layer
     each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
@@ -162,7 +162,9 @@ def gpu_bytes(
         weights = int(blocks * PLANES)
     return Bytes(
         weights=weights,
-        cache=shape.cache_bytes(tokens, item, kept) - hosted + shape.state_bytes(item),
+        cache=shape.cache_bytes(tokens, item, kept)
+        - sum(layer.cache_bytes(tokens, item, kept) for layer in away)
+        + shape.state_bytes(item),
         codes=_codes(shape, tokens, item, coded_from, reads_sparsely),
         work=min(chunk, tokens) * alive * item
         + staged
@@ -171,7 +173,7 @@ def gpu_bytes(
         + choice
         + LIBRARIES
         + (0 if blocks is None else item * unpacked),
-        host=hosted,
+        host=0 if hosted_from is None else shape.hosted_bytes(tokens, item, hosted_from, kept),
     )
 
 

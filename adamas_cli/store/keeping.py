@@ -18,7 +18,7 @@ from torch import Tensor
 from adamas_cli.files import appearing
 from adamas_cli.store.blocks import BlockWriter, tensor_names
 from adamas_cli.store.places import block_file
-from adamas_cli.store.tensors import NAMES, pieces
+from adamas_cli.store.tensors import NAMES, lies_in_pieces, pieces
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Keeper:
         with appearing(block_file(self._root, order.key)) as stream:
             writer = BlockWriter(stream, order.key, order.start, order.tokens, shapes)
             for name, host in self._on_host(order):
-                writer.write(name, pieces(host))
+                writer.write(name, pieces(host if lies_in_pieces(host) else host.contiguous()))
             writer.seal()
 
     def _on_host(self, order: _Order) -> Iterator[tuple[str, Tensor]]:

@@ -25,7 +25,7 @@ from adamas_cli.store.blocks import DamagedError, Header, read_header, read_tens
 from adamas_cli.store.compression import Compressed, decompress
 from adamas_cli.store.parts import compressed_names, state_names
 from adamas_cli.store.places import block_file
-from adamas_cli.store.tensors import DTYPES, pieces
+from adamas_cli.store.tensors import DTYPES, lies_in_pieces, pieces
 from adamas_cli.store.transfer import Transfer
 
 THREADS = {"cpu": 2, "cuda": 16}
@@ -258,7 +258,10 @@ class Restorer:
         """Fill a place, on the device or in host memory, with one tensor of a block."""
         stored = block.header.tensors[name]
         if transfer is None or not place.is_cuda:
-            read_tensor(block.descriptor, stored, pieces(place))
+            whole = place if lies_in_pieces(place) else torch.empty(place.shape, dtype=place.dtype)
+            read_tensor(block.descriptor, stored, pieces(whole))
+            if whole is not place:
+                place.copy_(whole)
         else:
             transfer.carry(block.descriptor, stored, place)
 

@@ -18,6 +18,11 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def lies_in_pieces(tensor: Tensor) -> bool:
+    """Whether `pieces` serves a tensor."""
+    return tensor.is_contiguous() or tensor[0].is_contiguous()
+
+
 def pieces(tensor: Tensor) -> list[Any]:
     """The memory of a CPU tensor as buffers for reading or writing: one for a contiguous tensor, else one for
     each head's part [n, D] of [K, n, D]. Raises RuntimeError if a part is not contiguous.

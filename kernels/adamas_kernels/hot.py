@@ -11,19 +11,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STEPS = 3  # of which slots hold all choices, if no two query heads choose the same token
+# Steps of which slots hold all choices, if no two query heads choose the same token. On a text those of a
+# group share half of theirs: slots of two steps then miss 1 to 5 % of a large budget's choices, of three 1 to
+# 2 %; 16 and 11 % of a budget of 128 (docs/performance.md).
+STEPS = 2
+ALIGNMENT = 16  # bytes: where values begin after a row's keys
 
 
 @dataclass
 class HotRows:
-    """R slots for rows of keys and values, [B, K, R, row].
+    """R slots for rows: a token's key and its value side by side, as they lie in the cache.
 
-    place: int32 [B, K, C], the slot that last got each token; token: int32 [B, K, R], the token in each slot,
-    -1 for none. A token's copy exists if the slot at its place has that token. stamp: int32 [B, K, R], the
-    length of the cache when the slot was filled. begin: int32 [B, K], the slot to overwrite next; taken:
-    int32 [B, K], how many slots the current step has taken so far.
+    rows: uint8 [B, K, R, W]; keys, values: their parts, [B, K, R, row]. place: int32 [B, K, C], the slot that
+    last got each token; token: int32 [B, K, R], the token in each slot, -1 for none. A token's copy exists if
+    the slot at its place has that token. stamp: int32 [B, K, R], the length of the cache when the slot was
+    filled. begin: int32 [B, K], the slot to overwrite next; taken: int32 [B, K], how many slots the current
+    step has taken so far.
     """
 
+    rows: Tensor
     keys: Tensor
     values: Tensor
     place: Tensor
@@ -37,20 +43,22 @@ class HotRows:
         cls, keys: Tensor, values: Tensor, device: torch.device, capacity: int, chosen: int
     ) -> HotRows:
         """Empty slots for rows like these, [B, K, S, row], on a device. capacity: C, tokens in the cache;
-        chosen: most choices of a step for each KV head.
+        chosen: most choices of a step for each KV head. Raises ValueError if they are not side by side.
         """
         batch, heads = keys.shape[:2]
         slots = min(STEPS * chosen, capacity + chosen)
+        whole = side_by_side(keys, values)
+        rows = torch.empty(batch, heads, slots, whole.shape[3], dtype=torch.uint8, device=device)
+        first, second = (x.shape[3] * x.element_size() for x in (keys, values))
+        start = values.data_ptr() - keys.data_ptr()
 
         def numbers(value: int, *more: int) -> Tensor:
             return torch.full((batch, heads, *more), value, dtype=torch.int32, device=device)
 
-        def rows(like: Tensor) -> Tensor:
-            return torch.empty(batch, heads, slots, like.shape[3], dtype=like.dtype, device=device)
-
         return cls(
-            rows(keys),
-            rows(values),
+            rows,
+            rows[..., :first].view(keys.dtype),
+            rows[..., start : start + second].view(values.dtype),
             place=numbers(0, capacity),
             token=numbers(-1, slots),
             stamp=numbers(-1, slots),
@@ -65,3 +73,17 @@ class HotRows:
     def forget(self) -> None:
         """Copy everything again: tokens may be others now."""
         self.token.fill_(-1)
+
+
+def side_by_side(keys: Tensor, values: Tensor) -> Tensor:
+    """The rows that keys and values, [B, K, S, row] each, are parts of, as bytes: uint8 [B, K, S, W]. Raises
+    ValueError if a token's value does not follow its key.
+    """
+    first, second = keys.view(torch.uint8), values.view(torch.uint8)
+    start = second.data_ptr() - first.data_ptr()
+    width = -(-(start + second.shape[3]) // ALIGNMENT) * ALIGNMENT
+    steps = first.stride()[:3]
+    apart = start < first.shape[3] or any(width > step for step in steps if step)
+    if apart or steps != second.stride()[:3] or start % ALIGNMENT:
+        raise ValueError("keys and values are not side by side")
+    return first.as_strided((*first.shape[:3], width), (*steps, 1))

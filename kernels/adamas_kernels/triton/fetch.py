@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,16 +11,17 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.contract import LayerCache
-from adamas_kernels.hot import HotRows
-from adamas_kernels.packed import is_packed
+from adamas_kernels.hot import HotRows, side_by_side
 from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.select import forced_and_wanted
 
 CLAIMED = tl.constexpr(-1)  # the place of a token whose row is on its way
 ROWS = 32  # that a program copies at a time
-MOST_SPLITS = 32
+# Programs that copy at a time: with more requests on their way, addresses are translated so slowly that 4,096
+# rows arrive at a third of the speed (docs/performance.md).
+PROGRAMS = 128
 WARPS = 4
-WORDS = (torch.int64, torch.int32, torch.int16, torch.int8)
+WORD = torch.int64
 
 
 @triton.jit
@@ -46,11 +46,11 @@ def copy_rows(rows, rows_n, at, copies, to, own, WIDTH: tl.constexpr, WIDTH_PAD:
 
 @triton.jit
 def fetch_kernel(
-    keys_ptr, values_ptr, hot_keys_ptr, hot_values_ptr, place_ptr, token_ptr, stamp_ptr, begin_ptr, taken_ptr,
-    length_ptr, chosen_at_ptr, attended_ptr, keys_b, keys_h, keys_n, values_b, values_h, values_n,
+    rows_ptr, hot_ptr, place_ptr, token_ptr, stamp_ptr, begin_ptr, taken_ptr,
+    length_ptr, chosen_at_ptr, attended_ptr, rows_b, rows_h, rows_n,
     sinks, recents, budget, slots, capacity, most,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr, WIDTH_V: tl.constexpr, WIDTH_V_PAD: tl.constexpr,
+    WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr,
     TOKENS: tl.constexpr, SPLITS: tl.constexpr, CHAINED: tl.constexpr, BOUND: tl.constexpr,
 ):  # fmt: skip
     """Program (query head of a batch, new token, split of its chosen tokens).
@@ -77,8 +77,8 @@ def fetch_kernel(
     begin = tl.load(begin_ptr + line)
     places, tokens, stamps = place_ptr + line * capacity, token_ptr + line * slots, stamp_ptr + line * slots
     chosen_at = chosen_at_ptr + row.to(tl.int64) * budget
-    keys = keys_ptr + batch * keys_b + kv_head * keys_h
-    values = values_ptr + batch * values_b + kv_head * values_h
+    rows = rows_ptr + batch * rows_b + kv_head * rows_h
+    copies = hot_ptr + line * slots * WIDTH
     size = tl.cdiv(tl.cdiv(chosen, SPLITS), TOKENS) * TOKENS
     for start in range(split * size, tl.minimum(split * size + size, chosen), TOKENS):
         slot = start + tl.arange(0, TOKENS)
@@ -97,24 +97,8 @@ def fetch_kernel(
         to = (begin + first + tl.cumsum(count, axis=0) - 1) % slots
         tl.store(tokens + to, at, mask=own)
         tl.store(stamps + to, tl.zeros_like(to) + length, mask=own)
-        from_row, to_row = at.to(tl.int64), to.to(tl.int64)
-        copy_rows(keys, keys_n, from_row, hot_keys_ptr + line * slots * WIDTH, to_row, own, WIDTH, WIDTH_PAD)
-        copy_rows(
-            values, values_n, from_row, hot_values_ptr + line * slots * WIDTH_V, to_row, own,
-            WIDTH_V, WIDTH_V_PAD,
-        )  # fmt: skip
+        copy_rows(rows, rows_n, at.to(tl.int64), copies, to.to(tl.int64), own, WIDTH, WIDTH_PAD)
         tl.store(places + at, to, mask=own)
-
-
-def in_words(*rows: Tensor) -> tuple[Tensor, ...]:
-    """Packed rows [B, K, S, R] in the same format as the widest whole numbers that all of them consist of;
-    other rows as they are. One byte for each thread would be many small requests to a bus.
-    """
-    if not is_packed(rows[0].dtype):
-        return rows
-    sizes = [size for x in rows for size in (x.shape[3], *x.stride()[:3], x.data_ptr())]
-    word = next(kind for kind in WORDS if math.gcd(kind.itemsize, *sizes) == kind.itemsize)
-    return tuple(x.view(word) for x in rows)
 
 
 def fetch(
@@ -123,18 +107,14 @@ def fetch(
 ) -> None:  # fmt: skip
     """Make copies of all chosen tokens, see `fetch_kernel`. forced: sinks and recents."""
     batch, kv_heads = cache.keys.shape[:2]
-    (keys, hot_keys), (values, hot_values) = (
-        in_words(cache.keys, hot.keys),
-        in_words(cache.values, hot.values),
-    )
+    rows, copies = side_by_side(cache.keys, cache.values).view(WORD), hot.rows.view(WORD)
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
-    widths = hot_keys.shape[3], hot_values.shape[3]
-    fetch_kernel[(batch * heads, new, splits := min(MOST_SPLITS, triton.cdiv(budget, ROWS)))](
-        keys, values, hot_keys, hot_values, hot.place, hot.token, hot.stamp, hot.begin, hot.taken,
-        cache.length, chosen_at, attended, *keys.stride()[:3], *values.stride()[:3],
+    splits = min(max(1, PROGRAMS // (batch * heads * new)), triton.cdiv(budget, ROWS))
+    fetch_kernel[(batch * heads, new, splits)](
+        rows, copies, hot.place, hot.token, hot.stamp, hot.begin, hot.taken,
+        cache.length, chosen_at, attended, *rows.stride()[:3],
         *forced, budget, hot.token.shape[2], hot.place.shape[2], heads // kv_heads * new * budget,
         HEADS=kv_heads, GROUP=heads // kv_heads, NEW=new,
-        WIDTH=widths[0], WIDTH_PAD=next_power(widths[0]),
-        WIDTH_V=widths[1], WIDTH_V_PAD=next_power(widths[1]),
+        WIDTH=copies.shape[3], WIDTH_PAD=next_power(copies.shape[3]),
         TOKENS=ROWS, SPLITS=splits, CHAINED=chained, BOUND=bound, num_warps=WARPS, **chain,
     )  # fmt: skip
