@@ -41,6 +41,7 @@ from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.experts import Experts, Gate
 from adamas_kernels.triton.fetch import fetch_kernel
 from adamas_kernels.triton.launch import CHAINING_CAPABILITY
+from adamas_kernels.triton.packed_dense import packed_dense_kernel
 from adamas_kernels.triton.packed_rows import turn_kernel
 from adamas_kernels.triton.plain_rows import plain_rows_kernel
 from adamas_kernels.triton.planes import PlaneWeight, split
@@ -53,6 +54,8 @@ from adamas_kernels.triton.unpacking import unpack_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from adamas_cli.cache.hosted import HostRows
 
 # Bytes of stack for spilled registers. Products spill only with float32 inputs.
 STACK_LIMIT = {
@@ -113,7 +116,7 @@ READINGS = (
     (torch.bfloat16, 8, 4, 256, CAPPED),
 )
 # Formats of keys and values that are fetched from host memory: a model's own, and both packed ones.
-KEPT = ((torch.bfloat16, torch.bfloat16), (torch.int8, torch.uint8))
+KEPT = ((torch.bfloat16, torch.bfloat16), (torch.int8, torch.int8), (torch.int8, torch.uint8))
 Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
@@ -175,20 +178,21 @@ def kept_steps(formats: tuple[torch.dtype, torch.dtype], generation: int) -> lis
     codes, scales = allocate_codes(rows[0], size)
     sums = torch.zeros(1, kv_heads, dim)
     book = ref.fit_codebook(torch.randn(1, kv_heads, 8, dim), power=torch.ones(1, kv_heads, dim))
-    hot = HotRows.beside(*rows, torch.device("cpu"), size, 4)
+    apart = HostRows(rows, size).seen
+    hot = HotRows.beside(*apart, torch.device("cpu"), size, 4)
     hot = replace(hot, token=torch.zeros(1, kv_heads, size * heads, dtype=torch.int32))
     length = torch.zeros(1, dtype=torch.int32)
-    cache = LayerCache(*rows, codes, scales, sums, book, length, sums.clone(), hot)
+    cache = LayerCache(*apart, codes, scales, sums, book, length, sums.clone(), hot)
     q, k = (torch.zeros(1, count, 1, dim, dtype=torch.bfloat16) for count in (heads, kv_heads))
     groups = group_count(torch.device("cuda"), settings.budget, CAPACITY)
     backend = TritonBackend(fast=True, chained=generation >= 10 * CHAINING_CAPABILITY, groups=groups)
     with recorded() as found:
         backend.decode_step(q, k, k, cache, 0.1, settings)
-        backend.dense_step(q, k, k, cache, 0.1)
+        backend.dense_step(q, k, k, replace(cache, keys=rows[0], values=rows[1]), 0.1)
         for x, centre in zip(rows, (cache.centre, None), strict=True):
             if is_packed(x.dtype):
                 backend.read_rows(x, torch.bfloat16, centre)
-    others = (turn_kernel, fetch_kernel, plain_rows_kernel)
+    others = (turn_kernel, fetch_kernel, plain_rows_kernel, packed_dense_kernel)
     return [it for it in found if it[0] in others or it[1].get("HOT") or it[1].get("PACKED")]
 
 

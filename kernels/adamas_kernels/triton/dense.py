@@ -8,13 +8,11 @@ values. So a step can be captured in a CUDA graph once and replayed while the co
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from adamas_kernels.contract import AnyCache, ApartCache
 from adamas_kernels.packed import is_packed
@@ -30,11 +28,11 @@ from adamas_kernels.triton.apart import (
     start_of_rows,
 )
 from adamas_kernels.triton.coding import LOWEST
+from adamas_kernels.triton.dense_parts import FACTS, join_kernel, scaled, scales_of, store_part
 from adamas_kernels.triton.launch import chains, next_power
-from adamas_kernels.triton.packed_rows import append_packed, load_numbers, log_turned, turn
+from adamas_kernels.triton.packed_dense import launch_packed
+from adamas_kernels.triton.packed_rows import append_packed, log_turned
 
-LOG2_E = tl.constexpr(math.log2(math.e))
-LN_2 = tl.constexpr(math.log(2))
 BLOCK_BYTES = 16384  # of keys that one program holds at a time
 LARGEST_BLOCK = 64  # tokens; twice as many spill registers on the oldest generation
 STAGES = 3  # blocks in flight per program
@@ -44,30 +42,17 @@ MOST_SPLITS = 128
 LEAST_ROWS = 16  # rows and columns of a product on tensor cores
 MOST_ROWS = 64  # queries of one program
 QUERY_BYTES = 16384  # of a program's queries, so that their scores and sums fit into registers
-FACTS = tl.constexpr(2)  # numbers before the vector of a part: highest score in powers of two, weight
-
-
-@triton.jit
-def scaled(product, scale, cap, CAPPED: tl.constexpr):
-    """Scores as exponents of two, from products of queries and keys, see `scales_of`."""
-    score = product * scale
-    if CAPPED:
-        score = cap - 2 * cap / (tl.exp2(score) + 1)
-    return score
 
 
 @triton.jit
 def attend_to_block(
-    highest, weight, weighted, q, k, v, seen, shift, scale, cap,
-    PRECISION: tl.constexpr, CAPPED: tl.constexpr, PACKED: tl.constexpr,
+    highest, weight, weighted, q, k, v, seen, scale, cap, PRECISION: tl.constexpr, CAPPED: tl.constexpr
 ):  # fmt: skip
     """Add a block of tokens, keys [P, BLOCK] and values [BLOCK, D_V_PAD], to the maximum and sum of the
-    softmax of queries q [ROWS, P], and to their sum of values. PACKED: shift [ROWS, 1] is added to products.
+    softmax of queries q [ROWS, P], and to their sum of values.
     """
     v = v.to(q.dtype)
     product = tl.dot(q, k.to(q.dtype), input_precision=PRECISION)
-    if PACKED:
-        product += shift
     score = tl.where(seen, scaled(product, scale, cap, CAPPED), LOWEST)
     higher = tl.maximum(highest, tl.max(score, axis=1))
     p = tl.exp2(score - higher[:, None])
@@ -80,30 +65,15 @@ def attend_to_block(
 @triton.jit
 def load_block(keys, values, at, there, dim, column, keys_n, values_n, D: tl.constexpr, D_V: tl.constexpr):
     """Keys [P, BLOCK] and values [BLOCK, D_V_PAD] of the tokens in these rows, int64; zeros for missing."""
-    k = load_numbers(keys + at[None, :] * keys_n, dim[:, None], there[None, :] & (dim < D)[:, None], D)
+    known = there[None, :] & (dim < D)[:, None]
+    k = tl.load(keys + at[None, :] * keys_n + dim[:, None], mask=known, other=0.0)
     inside = there[:, None] & (column < D_V)[None, :]
-    return k, load_numbers(values + at[:, None] * values_n, column[None, :], inside, D_V)
-
-
-@triton.jit
-def store_part(part, row_real, highest, weight, weighted, column):
-    """Write the parts of queries at the pointers part [ROWS]."""
-    tl.store(part, highest, mask=row_real)
-    tl.store(part + 1, weight, mask=row_real)
-    tl.store(part[:, None] + FACTS + column[None, :], weighted, mask=row_real[:, None])
-
-
-def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:
-    """The factor and the cap for `scaled`: c tanh(x / c) is c - 2 c / (e^(2 x / c) + 1)."""
-    if not softmax.softcap:
-        return scaling * LOG2_E.value, 0.0
-    return 2 * scaling / softmax.softcap * LOG2_E.value, softmax.softcap * LOG2_E.value
+    return k, tl.load(values + at[:, None] * values_n + column[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def dense_kernel(
     query_ptr, key_ptr, value_ptr, keys_ptr, values_ptr, value_sum_ptr, length_ptr, part_ptr, apart_ptr,
-    shift_ptr,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     keys_b, keys_h, keys_n, values_b, values_h, values_n,
     scale, cap, window, capacity, splits, parts,
@@ -111,7 +81,6 @@ def dense_kernel(
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr, APART: tl.constexpr,
-    PACKED: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, KV head of a batch, ROWS of its queries); writes part [B, H, N, parts, 2
     + D_V_PAD], of which the first `splits` are its own.
@@ -119,8 +88,7 @@ def dense_kernel(
     The first share begins with the new tokens; its first rows also append them to keys, values and, if
     SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: only the last `window` tokens count, and keys and
     values are rings of `capacity` rows. APART: see `apart.py`; a sequence's first SKIPPED tokens are left to
-    `common_kernel`. PACKED: queries are turned, new tokens are in their rows already, and shift [B, H, N] is
-    added to products; see `packed_rows.py`.
+    `common_kernel`.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
@@ -136,10 +104,7 @@ def dense_kernel(
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
-    shift = 0.0
-    if PACKED:
-        shift = tl.load(shift_ptr + pair * (GROUP * NEW) + row, mask=real, other=0.0)[:, None]
-    elif split == 0:
+    if split == 0:
         key, value = key_ptr + batch * key_b + head * key_h, value_ptr + batch * value_b + head * value_h
         total = (
             start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART)
@@ -190,14 +155,12 @@ def dense_kernel(
         first = tl.maximum(length + 1 - window, 0)
     elif APART:
         first = fact_of(apart_ptr, batch, SKIPPED).to(tl.int32)
-    count = length + NEW if PACKED else length - first
+    count = length - first
     share = tl.cdiv(tl.cdiv(count, BLOCK), splits) * BLOCK
     for start in tl.range(split * share, tl.minimum(split * share + share, count), BLOCK, num_stages=STAGES):
         at = start + tl.arange(0, BLOCK)
         there = at < count
         seen = there[None, :]
-        if PACKED and NEW > 1:
-            seen &= at[None, :] <= (length + row % NEW)[:, None]
         if WINDOWED:
             if NEW > 1:  # later tokens see less
                 seen &= (first + at)[None, :] + window > (length + row % NEW)[:, None]
@@ -207,7 +170,7 @@ def dense_kernel(
             at += first
         k, v = load_block(keys, values, at.to(tl.int64), there, dim, column, keys_n, values_n, D, D_V)
         highest, weight, weighted = attend_to_block(
-            highest, weight, weighted, q, k, v, seen, shift, scale, cap, PRECISION, CAPPED, PACKED
+            highest, weight, weighted, q, k, v, seen, scale, cap, PRECISION, CAPPED
         )
     if CHAINED:
         gdc_launch_dependents()
@@ -249,7 +212,7 @@ def common_kernel(
         there = at < count
         k, v = load_block(keys, values, at.to(tl.int64), there, dim, column, keys_n, values_n, D, D_V)
         highest, weight, weighted = attend_to_block(
-            highest, weight, weighted, q, k, v, there[None, :], 0.0, scale, cap, PRECISION, CAPPED, False
+            highest, weight, weighted, q, k, v, there[None, :], scale, cap, PRECISION, CAPPED
         )
     highest = tl.where(shares, highest, LOWEST)
     weight = tl.where(shares, weight, 0.0)
@@ -257,39 +220,6 @@ def common_kernel(
     of_query = (sequence * HEADS + head) * (GROUP * NEW) + inner
     part = part_ptr + (of_query * parts + parts - splits + split) * (D_V_PAD + FACTS)
     store_part(part, real, highest, weight, weighted, column)
-
-
-@triton.jit
-def join_kernel(
-    part_ptr, out_ptr, lse_ptr, sink_ptr, splits,
-    HEADS: tl.constexpr, NEW: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, SPLITS: tl.constexpr,
-    SINKS: tl.constexpr, CHAINED: tl.constexpr, PACKED: tl.constexpr, LOG_TURNED: tl.constexpr,
-):  # fmt: skip
-    """Join the parts of one query and, with SINKS, the learned sink of its head; program (query). CHAINED:
-    started before the previous launch ended. PACKED: turn the output back.
-    """
-    row = tl.program_id(0)
-    split, column = tl.arange(0, SPLITS), tl.arange(0, D_V_PAD)
-    there = split < splits
-    part = part_ptr + (row.to(tl.int64) * splits + split) * (D_V_PAD + FACTS)
-    if CHAINED:
-        gdc_wait()
-    highest = tl.load(part, mask=there, other=LOWEST)
-    top = tl.max(highest, axis=0)
-    sink = top
-    if SINKS:
-        sink = tl.load(sink_ptr + row // NEW % HEADS).to(tl.float32) * LOG2_E
-        top = tl.maximum(top, sink)
-    fade = tl.exp2(highest - top)
-    weight = tl.sum(tl.load(part + 1, mask=there, other=0.0) * fade, axis=0)
-    if SINKS:
-        weight += tl.exp2(sink - top)
-    weighted = tl.load(part[:, None] + FACTS + column[None, :], mask=there[:, None], other=0.0)
-    out = tl.sum(weighted * fade[:, None], axis=0) / weight
-    if PACKED:
-        out = tl.reshape(turn(tl.reshape(out, (1, D_V_PAD)), 1, D_V_PAD, LOG_TURNED), (D_V_PAD,))
-    tl.store(out_ptr + row * D_V + column, out.to(out_ptr.dtype.element_ty), mask=column < D_V)
-    tl.store(lse_ptr + row, top * LN_2 + tl.log(weight))
 
 
 class DenseStep:
@@ -316,13 +246,12 @@ class DenseStep:
         batch, heads, new, dim = queries.shape
         kv_heads, dim_v = keys.shape[1], values.shape[3]
         group, size, dim_v_pad = heads // kv_heads, max(16, next_power(dim)), max(16, next_power(dim_v))
-        dtype, packed, shift = queries.dtype, is_packed(cache.keys.dtype), None
-        if packed:  # its rows are not rounded to the model's format
+        dtype, turned = queries.dtype, None
+        if is_packed(cache.keys.dtype):  # its rows are not rounded to the model's format
             assert not isinstance(cache, ApartCache)
             turned = append_packed(queries, keys, values, cache)
-            queries, shift = turned.queries, turned.shift
-        block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * queries.element_size()))))
-        most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * queries.element_size()))
+        block = max(16, min(LARGEST_BLOCK, next_power(BLOCK_BYTES // (size * dtype.itemsize))))
+        most = min(MOST_ROWS, QUERY_BYTES // (max(size, dim_v_pad) * dtype.itemsize))
         rows = max(LEAST_ROWS, min(most, next_power(group * new)))
         window, sinks = softmax.window, softmax.sinks
         apart = isinstance(cache, ApartCache)
@@ -332,24 +261,29 @@ class DenseStep:
         shares = isinstance(cache, ApartCache) and cache.shares and window is None
         common = self._splits(queries.device, kv_heads, seen, block) if shares else 0
         parts = self._part(queries, splits + common, dim_v_pad + FACTS.value)
-        precision = "ieee" if dtype == torch.float32 else "tf32x3" if packed else "tf32"
+        precision = "ieee" if dtype == torch.float32 else "tf32"
         scale, cap = scales_of(scaling, softmax)
         chained = chains(queries.device) if self._chained is None else self._chained
         out = torch.empty(batch, heads, new, dim_v, dtype=dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
-        dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
-            queries, keys, values, cache.keys, cache.values,
-            parts if cache.value_sum is None else cache.value_sum, cache.length, parts, places,
-            parts if shift is None else shift,
-            *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
-            *cache.keys.stride()[:3], *cache.values.stride()[:3],
-            scale, cap, window or 0, cache.capacity, splits, splits + common,
-            HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=max(LEAST_ROWS, next_power(new)), ROWS=rows, D=dim,
-            P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
-            PRECISION=precision, CHAINED=chained and not shares, CAPPED=softmax.softcap > 0,
-            WINDOWED=window is not None, SUMMED=cache.value_sum is not None, APART=apart, PACKED=packed,
-            num_warps=WARPS,
-        )  # fmt: skip
+        if turned is not None:
+            launch_packed(
+                turned.queries, turned.shift, cache.keys, cache.values, cache.length, parts, dtype, scale,
+                cap, splits, rows, dim_v, dim_v_pad, capped=softmax.softcap > 0, chained=chained,
+            )  # fmt: skip
+        else:
+            dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
+                queries, keys, values, cache.keys, cache.values,
+                parts if cache.value_sum is None else cache.value_sum, cache.length, parts, places,
+                *queries.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
+                *cache.keys.stride()[:3], *cache.values.stride()[:3],
+                scale, cap, window or 0, cache.capacity, splits, splits + common,
+                HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=max(LEAST_ROWS, next_power(new)), ROWS=rows,
+                D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
+                PRECISION=precision, CHAINED=chained and not shares, CAPPED=softmax.softcap > 0,
+                WINDOWED=window is not None, SUMMED=cache.value_sum is not None, APART=apart,
+                num_warps=WARPS,
+            )  # fmt: skip
         if shares:
             rows = max(LEAST_ROWS, min(most, next_power(batch * group * new)))
             common_kernel[(common, kv_heads, triton.cdiv(batch * group * new, rows))](
@@ -362,7 +296,7 @@ class DenseStep:
         join_kernel[(batch * heads * new,)](
             parts, out, lse, lse if sinks is None else sinks, splits + common,
             HEADS=heads, NEW=new, D_V=dim_v, D_V_PAD=dim_v_pad, SPLITS=next_power(splits + common),
-            SINKS=sinks is not None, CHAINED=chained and not shares, PACKED=packed,
+            SINKS=sinks is not None, CHAINED=chained and not shares, PACKED=turned is not None,
             LOG_TURNED=log_turned(dim_v),
             num_warps=4, **({"launch_pdl": True} if chained and not shares else {}),
         )  # fmt: skip

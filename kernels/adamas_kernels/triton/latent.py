@@ -17,7 +17,8 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from adamas_kernels.contract import AnyCache
 from adamas_kernels.triton.coding import LOWEST
-from adamas_kernels.triton.dense import FACTS, LEAST_ROWS, LOG2_E, join_kernel
+from adamas_kernels.triton.dense import LEAST_ROWS
+from adamas_kernels.triton.dense_parts import FACTS, LOG2_E, join_kernel
 from adamas_kernels.triton.launch import chains, next_power, shared_memory
 
 MOST_SPLITS = 64

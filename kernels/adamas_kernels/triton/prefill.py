@@ -15,7 +15,7 @@ from torch import Tensor
 from adamas_kernels.softmax import Softmax
 from adamas_kernels.torch.prefill import attention_with_lse, within_window
 from adamas_kernels.triton.coding import LOWEST
-from adamas_kernels.triton.dense import LN_2, scaled, scales_of
+from adamas_kernels.triton.dense_parts import LN_2, scaled, scales_of
 from adamas_kernels.triton.launch import next_power
 
 CUDNN_CAPABILITY = (9, 0)  # NVIDIA GPUs from Hopper on, where cuDNN is faster than flash attention

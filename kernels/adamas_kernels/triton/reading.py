@@ -23,7 +23,7 @@ from adamas_kernels.reading import (
 )
 from adamas_kernels.softmax import Softmax
 from adamas_kernels.triton.coding import LOWEST
-from adamas_kernels.triton.dense import scaled, scales_of
+from adamas_kernels.triton.dense_parts import scaled, scales_of
 from adamas_kernels.triton.launch import next_power
 
 WORD = 64  # blocks whose bits are one word

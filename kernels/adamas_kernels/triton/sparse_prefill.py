@@ -21,7 +21,7 @@ from adamas_kernels.contract import check_unbounded
 from adamas_kernels.reading import KEY_BLOCK, QUERY_BLOCK, BlockMeans, ReadSettings, blocks_of
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.triton.coding import LOWEST
-from adamas_kernels.triton.dense import LN_2, scaled, scales_of
+from adamas_kernels.triton.dense_parts import LN_2, scaled, scales_of
 from adamas_kernels.triton.launch import next_power
 from adamas_kernels.triton.reading import NONE_YET, WORD, choose_blocks
 
