@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from adamas_kernels import packed
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.dense_parts import scaled, store_part_of
 from adamas_kernels.triton.launch import has_ptx
