@@ -233,11 +233,29 @@ def decode(
         said, done = answer(timeline, question, tokens + 1, sparse=sparse)
         speed = (done.completion_tokens - 1) / done.decode_seconds
         tell(f"| {label} | {speed:.2f} tokens/s | first token {done.first_token_seconds:.2f} s |")
+    if sparse and (share := fetched(timeline)) is not None:
+        tell(f"the last step fetched {share:.1%} of its choices from host memory")
     if timeline.step_reason:
         tell(f"steps: {timeline.step_reason}")
     if PROFILED in sys.argv:
         profile(timeline, question, sparse=sparse)
     return said
+
+
+def fetched(timeline: Timeline) -> float | None:
+    """Which share of its choices the last step copied from host memory, over all layers; None without any
+    there.
+    """
+    layers = [
+        layer.codes.layer for layer in timeline.cache.kept if isinstance(layer, FullLayer) and layer.codes
+    ]
+    copies = [layer.hot for layer in layers if layer is not None and layer.hot is not None]
+    if not copies or timeline.sparse is None:
+        return None
+    last = max(int(hot.stamp.max()) for hot in copies)
+    heads = timeline.model.shape.heads
+    each = [int((hot.stamp == last).sum()) / (heads * timeline.sparse.settings.budget) for hot in copies]
+    return sum(each) / len(each)
 
 
 def profile(timeline: Timeline, question: np.ndarray, *, sparse: bool) -> None:
