@@ -19,6 +19,7 @@ from adamas_cli.cache.hosted import HostBuffer
 from adamas_cli.cache.placement import Allocated, Hosted
 from adamas_cli.cache.staging import Staging
 from adamas_cli.engine import model as engine_model
+from adamas_cli.engine import placing
 from adamas_cli.engine import timeline as engine_timeline
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.events import Token
@@ -191,3 +192,16 @@ def test_new_rows_leave_for_the_host():
     staging.close(layer, 10)
     assert layer.matches((keys, values))
     assert all((buffer.tensor[:, :, 10:13] == 7).all() for buffer in layer.buffers.values())
+
+
+@pytest.mark.parametrize(
+    ("maps", "chosen", "changes"), [(True, "", 1), (True, "max_split_size_mb:64", 0), (False, "", 0)]
+)
+def test_memory_of_a_full_card_has_no_gaps(monkeypatch, maps, chosen, changes):
+    told: list[str] = []
+    monkeypatch.setattr(placing, "maps_memory", lambda device: maps)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append, raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", chosen)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    placing.leave_no_gaps(torch.device("cuda:0"))
+    assert told == ["expandable_segments:True"] * changes

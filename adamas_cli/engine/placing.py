@@ -4,10 +4,12 @@ is free now that the weights are loaded.
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from adamas_cli.cache.hosted import sees_host_memory
-from adamas_cli.cache.mapped import mapped_bytes
+from adamas_cli.cache.mapped import mapped_bytes, maps_memory
 from adamas_cli.cache.placement import Hosted
 from adamas_cli.cache.staging import Staging
 from adamas_cli.engine.model import Model
@@ -17,6 +19,8 @@ from adamas_cli.models.shape import NO_WEIGHTS
 from adamas_cli.planning.decision import Attention, place
 from adamas_cli.planning.needs import Bytes, gpu_bytes
 from adamas_cli.settings import DecodingSettings
+
+ALLOCATOR_OPTIONS = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"  # environment variables of torch
 
 
 def host_placement(model: Model, asked: DecodingSettings, decided: Attention, tokens: int) -> Hosted | None:
@@ -52,7 +56,24 @@ def host_placement(model: Model, asked: DecodingSettings, decided: Attention, to
     hosted = found.host > 0
     if model.ranks is not None:
         hosted = any(model.ranks.each(hosted))
-    return Hosted(Staging(device)) if hosted else None
+    if not hosted:
+        return None
+    leave_no_gaps(device)
+    return Hosted(Staging(device))
+
+
+def leave_no_gaps(device: torch.device) -> None:
+    """Have torch map memory in pages from now on, unless the user has chosen otherwise. In blocks of fixed
+    size, a twelfth of a card of 12 GB was lost to gaps after 128K tokens were read (docs/performance.md).
+    """
+    if maps_memory(device) and not any(os.environ.get(name) for name in ALLOCATOR_OPTIONS):
+        names = (
+            (torch._C, "_accelerator_setAllocatorSettings"),
+            (torch.cuda.memory, "_set_allocator_settings"),
+        )
+        known = (getattr(place, name, None) for place, name in names)  # the first one since torch 2.10
+        if (change := next(filter(None, known), None)) is not None:
+            change("expandable_segments:True")
 
 
 def free_memory(device: torch.device) -> int:
