@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from adamas_kernels.contract import LARGEST_STEP
 from adamas_kernels.triton.planes import PlaneWeight, join
 from torch import Tensor, nn
 
@@ -210,8 +211,10 @@ def _is_one(x: Tensor) -> bool:
 
 
 def _is_short(x: Tensor) -> bool:
-    """Whether activations [B, ..., N, D] are of a few tokens, but more than the one of a step."""
-    return 1 < x.shape[-2] <= FEW
+    """Whether activations [B, ..., N, D] are of a few tokens, but more than those of a step. Steps are
+    captured, so that launches cost nothing and only the number of kernels counts.
+    """
+    return LARGEST_STEP < x.shape[-2] <= FEW
 
 
 def _side_by_side(parts: Sequence[Any]) -> list[list[Any]]:
@@ -288,7 +291,7 @@ class _Joined:
 
         def forward(x: Tensor) -> Tensor:
             one = x.numel() == self._inputs
-            if not one and not _is_short(x):
+            if not one and x.shape[-2] > FEW:
                 return self._plain[index](x)
             if x is not self._input:
                 multiply = self._multiply if one else self._short
