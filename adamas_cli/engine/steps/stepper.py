@@ -73,7 +73,7 @@ class Stepper:
         return self._compiled is not None and (mode.sparse is None or mode.sparse.backend.name == "cpu")
 
     def check_obstacle(self, mode: Mode) -> str | None:
-        """Why steps of this mode do not take several tokens for less than as many steps, and give some of them
+        """Why steps of this mode do not take several tokens faster than one by one, and give some of them
         back, in a few words; None if they do.
         """
         if self.on_gpu:
