@@ -37,7 +37,7 @@ class Stepper:
         self._model, self._cache, self._announce = model, cache, announce
         self._compiled: CompiledSteps | None = None
         self._captured: CapturedSteps | None = None
-        self._uncheckable: str | None = None  # why several tokens were not captured, if that was tried
+        self._uncheckable = _capture_obstacle(model, cache)
         self.reason: str | None = None
         if model.device.type == "cuda":
             obstacle = graph_obstacle(model, cache, sparse)
@@ -77,20 +77,10 @@ class Stepper:
         back, in a few words; None if they do.
         """
         if self.on_gpu:
-            return self._capture_obstacle()
+            return "steps are not captured" if self._captured is None else self._uncheckable
         if not self.runs_compiled(mode):
             return "steps take one token at a time"
         return None if self._cache.retracts else "layers do not give the last tokens back"
-
-    def _capture_obstacle(self) -> str | None:
-        """Why steps of several tokens are not captured, see `check_obstacle`."""
-        if self._model.ranks is not None:
-            return SPLIT
-        if self._captured is None:
-            return "steps are not captured"
-        if self._model.restarts:
-            return "its layers take one token at a time"
-        return self._uncheckable or self._cache.unretractable
 
     def most(self, mode: Mode) -> int:
         """How many tokens the next `steps` call should take at most, if nothing prevents several."""
@@ -116,10 +106,10 @@ class Stepper:
         if (captured := self._captured_for(mode)) is not None:
             try:
                 return captured.step(tokens, mode)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
                 if self._model.ranks is not None:  # others may have captured it
+                    raise
+                if len(tokens) == 1 and isinstance(error, torch.OutOfMemoryError):
                     raise
                 self._give_up(len(tokens), str(error).partition("\n")[0])
         return self._model.forward(tokens, self._cache, mode, every=True), None
@@ -140,3 +130,10 @@ class Stepper:
         """
         brings = mode.sparse is None and self._cache.staged
         return None if brings or not self._cache.get_seq_length() else self._captured
+
+
+def _capture_obstacle(model: Model, cache: KVCache) -> str | None:
+    """Why captured steps do not take several tokens, of which some may be given back; None if they do."""
+    if model.ranks is not None:
+        return SPLIT
+    return "its layers take one token at a time" if model.restarts else cache.unretractable
