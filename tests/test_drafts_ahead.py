@@ -4,25 +4,34 @@ pays. What needs no GPU runs with a stand-in for captured steps.
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import LARGEST_STEP, SparseSettings
+from adamas_kernels.triton.backend import TritonBackend
 from conftest import tiny_architecture
+from layer_caches import poisoned_memory
 from loaded import Loaded
+from test_apart import DEVICE, small
+from test_apart import SPARSE as IN_TORCH
 from test_drafts import ANSWER, CONTEXT, FULL, GREEDY, SPARSE, answer, numbers
-from torch import Tensor
+from torch import Tensor, nn
 
 from adamas_cli.cache.full import FullLayer
-from adamas_cli.cache.mode import Mode
+from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.drafts import GPU_COSTS, SIZES, Costs, Drafter
 from adamas_cli.engine.events import Token
+from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.sampling import GuidedSampling, Sampling
+from adamas_cli.engine.steps.captured import CapturedSteps
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.engine.timeline import Timeline
 
@@ -183,6 +192,83 @@ def test_tokens_given_back_in_place_are_those_truncated():
         if isinstance(layer, FullLayer):
             torch.testing.assert_close(layer.value_sum, its.value_sum)
     assert other.cache.extent.lengths.tolist() == [CONTEXT + 3]
+
+
+class Replayed:
+    """Replaces a CUDA graph of a pass: all that the host knows in `replay` is as when it was captured."""
+
+    def __init__(self, steps: CapturedSteps, tokens: Tensor, drawn: Drawn | None, mode: Mode) -> None:
+        self._run = lambda: steps._run(tokens, drawn, mode)
+        self._layers = steps._cache.kept
+        self._then = [(layer.length, vars(layer).get("_oldest")) for layer in self._layers]
+        self.logits = tokens.new_zeros(len(tokens), steps._model.config.vocab_size, dtype=torch.float32)
+
+    def replay(self) -> None:
+        now = [dict(vars(layer)) for layer in self._layers]
+        for layer, (length, oldest) in zip(self._layers, self._then, strict=True):
+            vars(layer).update({"length": length} | ({} if oldest is None else {"_oldest": oldest}))
+        self.logits.copy_(self._run())
+        for layer, known in zip(self._layers, now, strict=True):
+            vars(layer).update(known)
+
+
+class AsCaptured(CapturedSteps):
+    """Captured steps without CUDA."""
+
+    def _capture(self, tokens: Tensor, mode: Mode) -> Any:
+        own = tokens.clone()
+        drawn = Drawn(own, torch.empty(1, device=own.device)) if len(tokens) == 1 else None
+        graph = Replayed(self, own, drawn, mode)
+        return SimpleNamespace(
+            version=self._cache.extent.version, graph=graph, tokens=own, logits=graph.logits, drawn=drawn
+        )
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nothing was written to is poisoned; the interpreter warns of some other numbers there."""
+    with nullcontext() if DEVICE == "cuda" else poisoned_memory():
+        yield
+
+
+@pytest.mark.usefixtures("as_on_gpu", "poisoned")
+@pytest.mark.parametrize(("name", "attention"), [("full", IN_TORCH), ("windows", FULL)])
+def test_captured_passes_need_nothing_of_the_host(monkeypatch, name, attention):
+    """By Triton's kernels, in the interpreter where there is no GPU: two passes of four tokens, of which one
+    is wrong, and the next one is right; then steps.
+    """
+
+    def timeline_of(model: nn.Module, drafts: str) -> Timeline:
+        timeline = Timeline(Loaded(model), attention, context=120, drafts=drafts, counts=True)
+        if drafts == "auto" and timeline.sparse is not None:
+            timeline.use(Sparse(timeline.sparse.settings, TritonBackend()))
+        list(timeline.read(numbers(60)))
+        return timeline
+
+    tokens, question = 9, numbers(7, 1)
+    plain = timeline_of(small(name), "off")
+    plain._stepper._captured = Launched(plain)
+    said = [e.id for e in plain.answer(question, GREEDY, tokens, (), keep=True) if isinstance(e, Token)]
+    model = small(name).to(DEVICE)
+    if DEVICE == "cpu":
+        Model.of(Loaded(model)).dense = TritonBackend()
+    timeline = timeline_of(model, "auto")
+    steps = timeline._stepper._captured = AsCaptured(timeline.model, timeline.cache)
+
+    def propose(drafter: Drafter, most: int, left: int) -> list[int]:
+        at = len(drafter._text) - 67
+        return [*said[at : at + 2], (said[at + 2] + 1) % 250] if left >= 4 else []
+
+    monkeypatch.setattr(Drafter, "propose", propose)
+    *events, done = timeline.answer(question, GREEDY, tokens, (), keep=True)
+    assert [event.id for event in events if isinstance(event, Token)] == said
+    assert (done.drafted.proposed, done.drafted.accepted, done.drafted.passes) == (6, 4, 4)
+    assert sorted(size for _, size in steps._graphs) == [1, 4]
+    assert timeline.length == plain.length
+    assert timeline.cache.extent.lengths.tolist() == [timeline.length]
+    torch.testing.assert_close(timeline.logits.cpu(), plain.logits, rtol=1e-3, atol=1e-3)
+    if attention is IN_TORCH:
+        np.testing.assert_allclose(timeline.attended(), plain.attended(), rtol=1e-3, atol=1e-3)
 
 
 def repeating(costs: Costs, tokens: int, left: int = 1000) -> list[int]:
