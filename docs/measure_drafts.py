@@ -1,6 +1,6 @@
 """Measures answers with and without drafts from the text, for docs/performance.md.
 
-    python docs/measure_drafts.py TEXT [MODEL] [PASSAGES] [--device cpu]
+    python docs/measure_drafts.py TEXT [MODEL] [PASSAGES] [--device cpu] [--draft auto] [--tokens 128]
 
 Asks about short passages of a text and about Python functions of the standard library, with and without
 drafts in turn: three questions a passage that copy a paragraph, one that quotes a sentence, one that changes
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import adamas_cli
 
-TURNS, PASSAGE, MOST = 1, 1600, 128  # repeats of each answer, characters, tokens of an answer
+TURNS, PASSAGE = 1, 1600  # repeats of each answer, characters
 WORDS = 6  # of a sentence that a question names
 CHANGES = {
     "names": "Repeat the text word for word, but write Smith instead of every family name.",
@@ -76,22 +76,24 @@ def compare(models: dict[str, Any], case: Case) -> dict[str, Any]:
     for _ in range(TURNS):
         for draft, documents in opened.items():
             answers[draft].append(documents.ask(case.question))
-    drafted = answers["auto"][-1].done.drafted
+    (drafting,) = models.keys() - {"off"}
+    drafted = answers[drafting][-1].done.drafted
     return {
-        **{draft: min(answer.done.decode_seconds for answer in said) for draft, said in answers.items()},
+        "without": min(answer.done.decode_seconds for answer in answers["off"]),
+        "with": min(answer.done.decode_seconds for answer in answers[drafting]),
         "tokens": 1 + drafted.accepted / max(1, drafted.passes),
         "kept": drafted.accepted / max(1, drafted.proposed),
         "equal": len({answer.text for said in answers.values() for answer in said}) == 1,
     }
 
 
-def main(text: str, model: str | None, passages: int, device: str) -> None:
+def main(text: str, model: str | None, passages: int, device: str, drafting: str, most: int) -> None:
     """Print the table."""
     models = {
-        draft: adamas_cli.load(model, device=device, max_tokens=MOST, draft=draft)
-        for draft in ("off", "auto")
+        draft: adamas_cli.load(model, device=device, max_tokens=most, draft=draft)
+        for draft in ("off", drafting)
     }
-    models["auto"]._runtime._loaded = models["off"]._runtime.load()  # the same weights
+    models[drafting]._runtime._loaded = models["off"]._runtime.load()  # the same weights
     asked = list(cases(Path(text).read_text(encoding="utf-8"), passages))
     compare(models, asked[0])  # compiles
     found: dict[str, list[dict[str, Any]]] = {}
@@ -103,11 +105,11 @@ def main(text: str, model: str | None, passages: int, device: str) -> None:
     print("|---|---:|---:|---:|---|")
     for kind, rows in found.items():
         tokens, kept = (statistics.mean(row[name] for row in rows) for name in ("tokens", "kept"))
-        without, drafting = (sum(row[draft] for row in rows) for draft in ("off", "auto"))
-        least = min(row["off"] / row["auto"] for row in rows)
+        without, drafted = (sum(row[way] for row in rows) for way in ("without", "with"))
+        least = min(row["without"] / row["with"] for row in rows)
         equal = sum(row["equal"] for row in rows)
         print(
-            f"| {kind} | {tokens:.2f} | {kept:.0%} | {without / drafting:.2f} ({least:.2f}) "
+            f"| {kind} | {tokens:.2f} | {kept:.0%} | {without / drafted:.2f} ({least:.2f}) "
             f"| {equal} of {len(rows)} |"
         )
 
@@ -118,5 +120,7 @@ if __name__ == "__main__":
     parser.add_argument("model", nargs="?")
     parser.add_argument("passages", nargs="?", type=int, default=10)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--draft", choices=["auto", "text"], default="auto")
+    parser.add_argument("--tokens", type=int, default=128, help="most of an answer")
     options = parser.parse_args()
-    main(options.text, options.model, options.passages, options.device)
+    main(options.text, options.model, options.passages, options.device, options.draft, options.tokens)

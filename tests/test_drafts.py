@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.attention import AttentionSettings
-from adamas_cli.engine.decoding import Alone, Checked
+from adamas_cli.engine.checking import Checked, CheckedAhead
+from adamas_cli.engine.decoding import Alone
 from adamas_cli.engine.drafts import ORDER, SIZES, Costs, Drafter, TextIndex
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.sampler import Sampler
@@ -72,25 +73,25 @@ def sizes_of(drafter: Drafter, tokens: list[int]) -> list[int]:
     sizes = []
     for token in tokens:
         drafter.say(token)
-        sizes.append(len(drafter.propose(LARGEST_STEP)))
+        sizes.append(len(drafter.propose(LARGEST_STEP, ANSWER)))
     return sizes
 
 
 def test_drafts_are_as_long_as_pays():
     text = numbers(300, below=10_000)
     drafter = Drafter(text, Costs())
-    assert drafter.propose(LARGEST_STEP) == []
+    assert drafter.propose(LARGEST_STEP, ANSWER) == []
     sizes = sizes_of(drafter, text[100:200].tolist())
     assert sizes[: ORDER - 1] == [0] * (ORDER - 1)
     assert sizes[-1] == LARGEST_STEP - 1
-    assert drafter.propose(LARGEST_STEP) == text[200 : 200 + LARGEST_STEP - 1].tolist()
-    assert len(drafter.propose(SIZES[0])) == SIZES[0] - 1
-    assert drafter.propose(SIZES[0] - 1) == []
+    assert drafter.propose(LARGEST_STEP, ANSWER) == text[200 : 200 + LARGEST_STEP - 1].tolist()
+    assert len(drafter.propose(SIZES[0], ANSWER)) == SIZES[0] - 1
+    assert drafter.propose(SIZES[0] - 1, ANSWER) == []
     for _ in range(3):  # passes turn out as slow as this many steps
         for size in (1, *SIZES):
             drafter.costs.took(size, 0.1 * size)
     assert drafter.costs.of(SIZES[0]) == pytest.approx(SIZES[0])
-    assert drafter.propose(LARGEST_STEP) == []
+    assert drafter.propose(LARGEST_STEP, ANSWER) == []
 
 
 @pytest.mark.parametrize("left_out", [[50, 51], [50], []])
@@ -101,9 +102,9 @@ def test_an_answer_that_differs_a_little_is_found_again_at_the_next_token(left_o
     drafter = Drafter(np.array([*range(1, 10), *left_out, *range(52, 80), 0], np.int32), Costs(), always=True)
     for token in [*range(1, 10), 90]:
         drafter.say(token)
-    assert drafter.propose(4) == []
+    assert drafter.propose(4, ANSWER) == []
     drafter.say(52)
-    assert drafter.propose(4) == [53, 54, 55]
+    assert drafter.propose(4, ANSWER) == [53, 54, 55]
 
 
 def test_where_repetitions_mislead_nothing_is_proposed_after_a_while():
@@ -251,16 +252,20 @@ class Chain:
         return []
 
     def retract(self, tokens: int, before: list[int]) -> None:
+        self.retract_in_place(tokens)
+
+    def retract_in_place(self, tokens: int) -> None:
         self.taken_back += self.length - tokens
         self.length = tokens
 
 
-def test_drawn_tokens_are_distributed_as_the_model_says():
+@pytest.mark.parametrize("way", [Checked, CheckedAhead])
+def test_drawn_tokens_are_distributed_as_the_model_says(way):
     """Each after its predecessor, drafted or not: chi-square with 12 degrees of freedom."""
     torch.manual_seed(0)
     chain, sampler = Chain(2 * torch.randn(4, 4)), Sampler(Sampling(0.8, seed=5), torch.device("cpu"))
     drafter = Drafter(numbers(200, below=4), Costs(), always=True)
-    saying = Checked(Alone(chain, Mode()), chain, Mode(), sampler, drafter, chain.logits[0])
+    saying = way(Alone(chain, Mode()), chain, Mode(), sampler, drafter, chain.logits[0])
     said = []
     for _ in range(DRAWN):
         said.append(saying.next(LARGEST_STEP))

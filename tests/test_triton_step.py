@@ -15,6 +15,7 @@ from layer_caches import (
     ODD_KEYS,
     check_steps,
     check_strided_inputs,
+    copied,
     encoded_in_the_middle,
     make_cache,
     some_codebook,
@@ -333,6 +334,22 @@ def test_a_cache_that_is_part_of_larger_buffers(scorer):
     settings = SparseSettings(budget=16, scorer=scorer)
     cache = spread_out(make_cache(2, 2, 80, 120, 150, settings, HALF, dim_v=48))
     check(cache, 2, 3, settings)
+
+
+@pytest.mark.parametrize("budget", [16, 200])
+def test_each_new_token_may_have_a_tally_of_its_own(budget):
+    """So that those of rejected drafts are left out."""
+    torch.manual_seed(budget)
+    settings, size, heads, new = SparseSettings(budget=budget), 120, 4, 3
+    shared_cache = copied(make_cache(1, 2, 32, size, 150, settings), DEVICE)
+    tokens = [torch.randn(1, count, new, 32, device=DEVICE) for count in (heads, 2, 2)]
+    cache = copied(shared_cache, DEVICE)
+    shared, each = (torch.zeros(parts, 2, 150, device=DEVICE) for parts in (1, new))
+    for its, tally in ((shared_cache, shared), (cache, each)):
+        TritonBackend().decode_step(*tokens, its, 0.2, settings, tally)
+    torch.testing.assert_close(each.sum(0), shared[0])
+    attended = [heads * min(budget, size + 1 + token) for token in range(new)]
+    assert each[:, 0].sum(1).tolist() == attended
 
 
 def test_inputs_may_be_strided_and_of_another_dtype():

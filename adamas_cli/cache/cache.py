@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.foreign import ForeignLayer
 from adamas_cli.cache.formats import Formats
-from adamas_cli.cache.full import FullLayer
+from adamas_cli.cache.full import FullLayer, truncate_together
 from adamas_cli.cache.latent import LatentLayer
 from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS, Layer
 from adamas_cli.cache.mode import Mode, Sparse
@@ -236,6 +236,22 @@ class KVCache(DynamicCache):
             return
         for layer, its in zip(self.kept, before, strict=True):
             layer.retract(tokens, its)
+        self.extent.lengths.fill_(tokens)
+
+    @property
+    def unretractable(self) -> str | None:
+        """Why `retract_in_place` does not serve it, in a few words; None if it does."""
+        return self.not_plain(FullLayer, SlidingLayer)
+
+    def retract_in_place(self, tokens: int) -> None:
+        """Changes: the same, for GPUs: in few launches, and captured steps stay valid. Sums of values are
+        those of the other tokens up to rounding. Only if not `unretractable`.
+        """
+        if tokens == self.get_seq_length():
+            return
+        truncate_together([layer for layer in self.kept if isinstance(layer, FullLayer)], tokens)
+        for layer in self.kept:
+            layer.truncate(tokens)
         self.extent.lengths.fill_(tokens)
 
     def mark(self) -> CacheMark:

@@ -158,7 +158,7 @@ class FullLayer(Layer, CacheLayerMixin):
             self.lazy_initialization(keys, values)
         coded = self.coded_for(mode)
         if coded is not None and mode.sparse is not None:
-            counts = None if mode.tally is None else mode.tally.counts
+            counts = None if mode.tally is None else mode.tally.current
             sparse = mode.sparse
             if self.staged and self.codes is not None:
                 self.codes.keep_chosen(queries.shape[1] // keys.shape[1] * sparse.settings.budget)
@@ -194,7 +194,7 @@ class FullLayer(Layer, CacheLayerMixin):
         before = self.value_sum - self._sum_of_values(self.length - new, self.length)
         coded = self.coded_for(mode)
         if coded is not None and mode.sparse is not None:
-            counts = None if mode.tally is None else mode.tally.counts
+            counts = None if mode.tally is None else mode.tally.current
             sparse, coded = mode.sparse, replace(coded, value_sum=before)
             out, _ = sparse.backend.decode_step(
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
@@ -368,6 +368,10 @@ class FullLayer(Layer, CacheLayerMixin):
         """
         if self.is_initialized and tokens < self.length:
             self.value_sum -= self._sum_of_values(tokens, self.length)
+        self._forget_after(tokens)
+
+    def _forget_after(self, tokens: int) -> None:
+        """Forget all but the first tokens, which are the only ones in the sum of values."""
         self.length = min(self.length, tokens)
         self._forget_means()
         if self.codes is not None:
@@ -383,16 +387,9 @@ class FullLayer(Layer, CacheLayerMixin):
             return
         start, value_sum = before
         self.value_sum.copy_(value_sum)
-        stayed = numbers(self.stored_values[:, :, start:tokens])
-        if stayed.is_cuda:  # launches would take long, and steps add in another order
-            self.value_sum += stayed.sum(2)
-        else:
-            for value in stayed.unbind(2):
-                self.value_sum += value
-        self.length = tokens
-        if self.codes is not None:
-            self.codes.truncate(tokens)
-        self._forget_means()
+        for value in numbers(self.stored_values[:, :, start:tokens]).unbind(2):
+            self.value_sum += value
+        self._forget_after(tokens)
 
     def _forget_means(self) -> None:
         """Drop means of tokens that no longer exist."""
@@ -505,3 +502,17 @@ class FullLayer(Layer, CacheLayerMixin):
     def get_max_length(self) -> int:
         """No maximum."""
         return -1
+
+
+def truncate_together(layers: Sequence[FullLayer], tokens: int) -> None:
+    """Changes: `FullLayer.truncate` of layers with as many tokens and unpacked rows, in few launches for all
+    of them.
+    """
+    alike: dict[Any, list[FullLayer]] = {}
+    for layer in layers:
+        alike.setdefault((layer.value_sum.shape, layer.stored_values.dtype), []).append(layer)
+    for same in alike.values():
+        gone = torch.stack([layer.stored_values[:, :, tokens : layer.length] for layer in same])
+        torch._foreach_sub_([layer.value_sum for layer in same], list(gone.sum(3, dtype=torch.float32)))
+    for layer in layers:
+        layer._forget_after(tokens)

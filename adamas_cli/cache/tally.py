@@ -19,6 +19,11 @@ class Tally:
         self._each: dict[int, Tensor] = {}  # for steps of several tokens, by size: views of one tensor
         self._open: Tensor | None = None  # the last step's, until it is settled
 
+    @property
+    def current(self) -> Tensor:
+        """Where the step under way counts, see `of_step`."""
+        return self.counts if self._open is None else self._open
+
     def of_step(self, new: int) -> Tensor:
         """Where a step of this many tokens counts, float32 [new, 2, C]. Several tokens are counted separately
         until `settle`.

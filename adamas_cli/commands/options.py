@@ -163,8 +163,8 @@ FLAGS: dict[type, dict[str, Any]] = {
         ),
         "draft": _attention(
             "--draft",
-            help="Look up the next tokens in the text and check several at once; answers stay the same. "
-            "Where that is faster, never, or at each repetition.",
+            help="Look up the next tokens in the text and check several at once; answers stay the same, but "
+            "for rounding on a GPU. Where that is faster, never, or at each repetition.",
         ),
         "cache_dtype": _attention(
             "--cache-dtype",

@@ -1,17 +1,13 @@
-"""Where an answer's tokens come from: one step after another, or passes that check drafts."""
+"""Where an answer's tokens come from: one step after another, or passes that check drafts (`checking.py`)."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
-from adamas_cli.engine.drafts import Drafter
 from adamas_cli.engine.events import Drafted
 from adamas_cli.engine.sampler import Drawn, Sampler
 from adamas_cli.engine.steps.stepper import Stepper
@@ -192,88 +188,3 @@ class OneByOne:
         if self._ranks is not None:
             self._ranks.follow(drawn.token)
         self._drawn, self._sent = drawn, self._reader.send(drawn)
-
-
-class Checked:
-    """Passes over the last token and a draft of the following ones, as far as drafting pays.
-
-    After each draft token the sampler draws as it would without drafts. At the first difference its own token
-    is said, and the rest of the draft is rolled back. So answers equal those without drafts at any
-    temperature: each token comes from the model's own distribution.
-    """
-
-    def __init__(
-        self, passes: Passes, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
-    ) -> None:
-        self.logits = logits
-        self._passes, self._cache, self._mode = passes, cache, mode
-        self._sampler, self._drafter = sampler, drafter
-        self._coming = deque([sampler.next(logits).id()])  # all but the last are in the cache
-        self._said = 0  # the last token
-        self._draft: list[int] | None = None  # of a pass that was begun
-        self._start, self._before = cache.get_seq_length(), list[Any]()  # before the last pass
-        self._proposed = self._accepted = self._count = 0
-
-    @property
-    def drafted(self) -> Drafted:
-        """See `Saying.drafted`."""
-        return Drafted(self._proposed, self._accepted, self._count)
-
-    def next(self, left: int) -> int:
-        """See `Saying.next`."""
-        self._finish()
-        self._said = self._coming.popleft()
-        self._drafter.say(self._said)
-        return self._said
-
-    def feed(self, left: int) -> None:
-        """See `Saying.feed`."""
-        if self._coming:
-            return
-        self._settle()
-        self._draft = self._drafter.propose(min(left, self._passes.most))
-        cache = self._cache
-        self._start, self._before = cache.get_seq_length(), cache.before_step() if self._draft else []
-        self._passes.begin(torch.tensor([self._said, *self._draft], device=self.logits.device))
-
-    def say(self, token: int) -> None:
-        """See `Saying.say`: tokens already drawn are dropped."""
-        self._finish()
-        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
-        self._coming = deque([token])
-
-    def end(self, tokens: int) -> None:
-        """See `Saying.end`."""
-        if self._draft is not None and self._cache.get_seq_length() > self._start:
-            tokens = self._start + 1  # another answer's turn computed tokens that nobody has seen yet
-        self._retract(tokens)
-        self._settle()
-
-    def _finish(self) -> None:
-        """Compute the pass that was begun, if any, and check its draft."""
-        if self._draft is None:
-            return
-        begun = time.perf_counter()
-        logits, _ = self._passes.finish()
-        draft, self._draft = self._draft, None
-        for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
-            self._coming.append(token)
-            if token != proposed:
-                break
-        self.logits = logits[len(self._coming) - 1]
-        self._retract(self._start + len(self._coming))
-        if self._passes.alone:
-            self._drafter.costs.took(1 + len(draft), time.perf_counter() - begun)
-        self._count += 1
-        self._proposed += len(draft)
-        self._accepted += len(self._coming) - 1
-
-    def _retract(self, tokens: int) -> None:
-        """Keep at most this many tokens of the last pass in the cache."""
-        if tokens < self._cache.get_seq_length():
-            self._cache.retract(tokens, self._before)
-
-    def _settle(self) -> None:
-        """Count the attention of the last pass's tokens that stay."""
-        if self._mode.tally is not None:
-            self._mode.tally.settle(self._cache.get_seq_length() - self._start)

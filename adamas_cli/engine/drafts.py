@@ -16,6 +16,9 @@ COMPARED = 32  # tokens compared before each place
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
 # Seconds of such a pass over those of one token, until an answer has measured them (docs/performance.md).
 COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
+# The same on a GPU, where passes differ more between models: near those of several answers together.
+GPU_COSTS: Mapping[int, float] = {4: 1.5, 8: 1.8, 16: 2.2}
+CAPTURE = 0.1  # seconds that a GPU's first pass of a size takes at least, as it is captured then
 # An answer that leaves the text is sought again up to NEAR tokens on from there, for TRIES of its own tokens:
 # a line break and the next word are one token in an answer that does not break lines.
 NEAR, TRIES = 2, 3
@@ -133,8 +136,13 @@ class Costs:
     other load on a machine only adds to them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Mapping[int, float] = COSTS, setup: float = 0.0) -> None:
+        """expected: before passes are measured. setup: seconds that the first pass of a size takes longer; it
+        is not taken before drafts of that size would have saved as much.
+        """
+        self._expected, self._setup = expected, setup
         self._seconds = {size: deque[float](maxlen=8) for size in (1, *SIZES)}
+        self._missed = dict.fromkeys(SIZES, 0.0)  # seconds that passes of sizes not begun would have saved
         self._begun: set[int] = set()
 
     def took(self, size: int, seconds: float) -> None:
@@ -146,9 +154,29 @@ class Costs:
         self._begun.add(size)
 
     def of(self, size: int) -> float:
-        """The cost of a pass of this many tokens, relative to one token."""
-        one, known = self._seconds[1], self._seconds[size]
-        return min(known) / min(one) if one and known else COSTS[size]
+        """The cost of a pass of this many tokens, relative to one token. Where it is not known yet, it is as
+        far from the expected one as that of the nearest known size.
+        """
+        measured = [other for other in SIZES if self._seconds[other]] if self._seconds[1] else []
+        if not measured:
+            return self._expected[size]
+        near = min(measured, key=lambda other: abs(other - size))
+        relative = min(self._seconds[near]) / min(self._seconds[1])
+        return relative * self._expected[size] / self._expected[near]
+
+    def begun(self, size: int) -> bool:
+        """Whether passes of this size need no set-up."""
+        return not self._setup or size in self._begun
+
+    def begins(self, size: int, saving: float, left: int) -> bool:
+        """Whether to take a pass of this size, which may save this part of a step for each token, with this
+        many left to say. Changes: notes what was missed if not.
+        """
+        if self.begun(size):
+            return True
+        seconds = saving * min(self._seconds[1], default=0.0)
+        self._missed[size] += seconds
+        return min(self._missed[size], left * seconds) >= self._setup
 
 
 class Drafter:
@@ -189,16 +217,21 @@ class Drafter:
                 return
         self._left += 1
 
-    def propose(self, most: int) -> list[int]:
+    def propose(self, most: int, left: int) -> list[int]:
         """A draft to check in one pass together with the last token: a pass of one of the SIZES and at most
-        `most` tokens. Empty if no draft is expected to pay.
+        `most` tokens. Empty if no draft is expected to pay. left: tokens that may still be said.
         """
-        sizes = [size for size in SIZES if size <= most]
+        sizes = [size for size in SIZES if size <= min(most, left)]
         if not self._shared or not sizes:
             return []
-        expected = self._rates.accepted(self._shared, sizes[-1] - 1)
-        gains = [(1 + expected[size - 1]) / self.costs.of(size) for size in sizes]
-        best = sizes[-1] if self._always else sizes[int(np.argmax(gains))]
-        if not self._always and max(gains) < LEAST_GAIN:
-            return []
-        return self._text.behind(self._place, best - 1)
+        if self._always:
+            return self._text.behind(self._place, sizes[-1] - 1)
+        costs, expected = self.costs, self._rates.accepted(self._shared, sizes[-1] - 1)
+        gains = {size: (1 + expected[size - 1]) / costs.of(size) for size in sizes}
+        known = max([1.0, *(gains[size] for size in sizes if costs.begun(size))])
+        for size in sorted(sizes, key=lambda size: gains[size], reverse=True):
+            if gains[size] < LEAST_GAIN:
+                break
+            if costs.begins(size, 1 / known - 1 / gains[size], left):
+                return self._text.behind(self._place, size - 1)
+        return []

@@ -27,9 +27,10 @@ from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Paged, fork_pages, placement_on, shares_memory
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.batch import Batch
+from adamas_cli.engine.checking import Checked, CheckedAhead
 from adamas_cli.engine.compiling import announced_compiling
-from adamas_cli.engine.decoding import Alone, Checked, OneByOne, Passes, Saying
-from adamas_cli.engine.drafts import Costs, Drafter
+from adamas_cli.engine.decoding import Alone, OneByOne, Passes, Saying
+from adamas_cli.engine.drafts import CAPTURE, GPU_COSTS, Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
@@ -117,7 +118,7 @@ class Timeline(Mirrored):
         self.model = Model.of(loaded)
         self.batch = batch
         self.drafts = drafts
-        self._costs = Costs()
+        self._costs = Costs(GPU_COSTS, CAPTURE) if self.model.device.type == "cuda" else Costs()
         self.attention = attention
         self._announce = announce or log.info
         self._said: set[str] = set()
@@ -202,9 +203,8 @@ class Timeline(Mirrored):
     @property
     def draft_reason(self) -> str | None:
         """Why there are no drafts, in one line; None if there are, or none are requested."""
-        if self.drafts == "off" or self._drafts(self._answering(sparse=True)):
-            return None
-        return "no drafts: steps take one token at a time, or layers do not give the last ones back"
+        obstacle = self._draft_obstacle(self._answering(sparse=True))
+        return None if self.drafts == "off" or obstacle is None else f"no drafts: {obstacle}"
 
     @property
     def batch_reason(self) -> str | None:
@@ -626,22 +626,29 @@ class Timeline(Mirrored):
             saying.drafted,
         )
 
-    def _drafts(self, mode: Mode) -> bool:
-        """Whether drafts of answers in this mode are checked."""
-        return self.drafts != "off" and self._stepper.checks(mode)
+    def _draft_obstacle(self, mode: Mode) -> str | None:
+        """Why drafts of answers in this mode are not checked, in a few words; None if they can be."""
+        if self._stepper.on_gpu and self._shares_steps(mode):
+            return "answers that decode together on a GPU take one token a step"
+        return self._stepper.check_obstacle(mode)
+
+    def _shares_steps(self, mode: Mode) -> bool:
+        """Whether answers in this mode take their steps with others."""
+        return self.batch is not None and self._stepper.batch_obstacle(mode) is None
 
     def _passes(self, mode: Mode) -> Passes:
         """The steps of an answer, shared with other answers if possible."""
-        if self.batch is not None and self._stepper.batch_obstacle(mode) is None:
+        if self.batch is not None and self._shares_steps(mode):
             return self.batch.seat(self.cache, mode)
         return Alone(self._stepper, mode)
 
     def _saying(self, ids: np.ndarray, mode: Mode, passes: Passes, sampler: Sampler) -> Saying:
         """The tokens of an answer after a prompt, int [n]."""
-        if not self._drafts(mode):
+        if self.drafts == "off" or self._draft_obstacle(mode) is not None:
             return OneByOne(passes, sampler, self.logits, self.model.ranks)
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")
-        return Checked(passes, self.cache, mode, sampler, drafter, self.logits)
+        checked = CheckedAhead if self._stepper.on_gpu else Checked
+        return checked(passes, self.cache, mode, sampler, drafter, self.logits)
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Token ids, int [n], as the model takes them: int64 [n]."""

@@ -427,8 +427,9 @@ class Backend(Protocol):
 
         Every sequence has its own length. Updates keys, values, codes, scales and value_sum; the caller
         advances `cache.length`, once for all layers. tally: float32 [B, 2, C]; at each position it attends
-        to, every query adds 1 to the first row and its softmax weight to the second. Windows are not
-        supported: they leave little to choose from.
+        to, every query adds 1 to the first row and its softmax weight to the second; Triton also takes
+        [N, 2, C] for one sequence, a part for each new token. Windows are not supported: they leave little to
+        choose from.
         Returns the output [B, H, N, D] in the queries' dtype and the log-sum-exp of its scores, float32 [B,
         H, N], including the compensation and learned sinks.
         """

@@ -1,8 +1,9 @@
-"""One decode step, from a token's embedding to the greedy token after it, as a CUDA graph.
+"""One decode step, from a token's embedding to the greedy token after it, as a CUDA graph; and one of a few
+tokens, which checks a draft.
 
 Nothing in a step depends on the host: the length is on the device and no grid changes with it. So one graph
-per way of attending serves every length and question. It is captured again only after a buffer or codebook
-was replaced (`Extent.version`).
+per way of attending and number of tokens serves every length and question. It is captured again only after a
+buffer or codebook was replaced (`Extent.version`).
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ def graph_obstacle(model: Model, cache: KVCache, sparse: Sparse | None) -> str |
 
 @dataclass
 class _Graph:
-    """A captured step. drawn: holds the token it reads, then the greedy one; logits: [V]."""
+    """A captured step. tokens: int64 [n], those it reads; logits: after each, [n, V]. drawn: of one token,
+    the greedy one after it, which takes its place in `tokens`.
+    """
 
     version: int
     graph: torch.cuda.CUDAGraph
-    drawn: Drawn
+    tokens: Tensor
     logits: Tensor
+    drawn: Drawn | None
 
 
 class CapturedSteps:
@@ -59,59 +63,70 @@ class CapturedSteps:
     def __init__(self, model: Model, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
-        self._graphs: dict[Mode, _Graph] = {}
+        self._graphs: dict[tuple[Mode, int], _Graph] = {}
 
-    def step(self, token: Tensor, mode: Mode) -> tuple[Tensor, Drawn]:
-        """Append a token, int64 [1]; returns the logits after it, [V], and the greedy token.
+    def step(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, Drawn | None]:
+        """Append tokens, int64 [n], 1 <= n <= LARGEST_STEP; returns the logits after each, [n, V], and the
+        greedy token after a single one.
 
-        Both are valid until the next step. Raises RuntimeError if a step cannot be captured; the cache is
-        then unchanged.
+        Both are valid until the next step. A tally counts several tokens apart, until it is settled. Raises
+        RuntimeError if a step cannot be captured; the cache is then unchanged.
         """
-        self._cache.make_room(1)
-        graph = self._graphs.get(mode)
+        new = len(tokens)
+        self._cache.make_room(new)
+        graph = self._graphs.get((mode, new))
         if graph is None or graph.version != self._cache.extent.version:
-            self._graphs.pop(mode, None)
-            graph = self._graphs[mode] = self._capture(token, mode)
-        if token is not graph.drawn.token:
-            graph.drawn.token.copy_(token)
+            self._graphs.pop((mode, new), None)
+            graph = self._graphs[mode, new] = self._capture(tokens, mode)
+        if tokens is not graph.tokens:
+            graph.tokens.copy_(tokens)
+        if mode.tally is not None:
+            mode.tally.of_step(new)
         graph.graph.replay()
-        self._cache.count(1, mode)
+        self._cache.count(new, mode)
         return graph.logits, graph.drawn
 
-    def _capture(self, token: Tensor, mode: Mode) -> _Graph:
-        cache, device = self._cache, token.device
-        own = Drawn(token.clone(), torch.empty(1, device=device))
+    def _capture(self, tokens: Tensor, mode: Mode) -> _Graph:
+        cache, device = self._cache, tokens.device
+        own = tokens.clone()
+        drawn = Drawn(own, torch.empty(1, device=device)) if len(tokens) == 1 else None
         mark, counted = cache.mark(), None if mode.tally is None else mode.tally.counts.clone()
+        if mode.tally is not None:
+            mode.tally.of_step(len(tokens))
         version = cache.extent.version
         try:
             # A dry run first: it compiles kernels and creates what layers make at their first step.
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
-                self._run(own, mode)
+                self._run(own, drawn, mode)
             torch.cuda.current_stream(device).wait_stream(stream)
             cache.rewind(mark)
-            own.token.copy_(token)
+            own.copy_(tokens)
             graph = torch.cuda.CUDAGraph()
             pool = next((other.graph.pool() for other in self._graphs.values()), None)
             with (
                 left_as_they_were(device),
                 torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
             ):
-                logits = self._run(own, mode)
+                logits = self._run(own, drawn, mode)
         finally:
             cache.rewind(mark)
             if mode.tally is not None and counted is not None:
                 mode.tally.counts.copy_(counted)
         assert cache.extent.version == version, "a step replaced its own buffers"
-        return _Graph(version, graph, own, logits)
+        return _Graph(version, graph, own, logits, drawn)
 
-    def _run(self, drawn: Drawn, mode: Mode) -> Tensor:
+    def _run(self, tokens: Tensor, drawn: Drawn | None, mode: Mode) -> Tensor:
+        """The logits after each token, [n, V]; drawn: where the greedy one goes."""
         from adamas_kernels.triton.largest import largest  # Triton is nowhere else needed
 
         positions = self._cache.extent.positions()
-        logits = self._model.forward(drawn.token, self._cache, mode, positions=positions)
-        largest(logits, drawn.token, drawn.weight)
+        if drawn is None:
+            positions = positions + torch.arange(len(tokens), device=tokens.device)
+        logits = self._model.forward(tokens, self._cache, mode, every=True, positions=positions)
+        if drawn is not None:
+            largest(logits, drawn.token, drawn.weight)
         return logits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
@@ -14,7 +15,7 @@ from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.apart import rows_obstacle
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
-from adamas_cli.engine.steps.describe import NoCompiledFormError
+from adamas_cli.engine.steps.describe import SPLIT, NoCompiledFormError
 
 
 class Stepper:
@@ -36,6 +37,7 @@ class Stepper:
         self._model, self._cache, self._announce = model, cache, announce
         self._compiled: CompiledSteps | None = None
         self._captured: CapturedSteps | None = None
+        self._uncheckable = _capture_obstacle(model, cache)
         self.reason: str | None = None
         if model.device.type == "cuda":
             obstacle = graph_obstacle(model, cache, sparse)
@@ -70,14 +72,20 @@ class Stepper:
         """Whether a step of this mode is one call of compiled functions."""
         return self._compiled is not None and (mode.sparse is None or mode.sparse.backend.name == "cpu")
 
-    def checks(self, mode: Mode) -> bool:
-        """Whether steps of this mode take several tokens for less than as many steps, and can drop them
-        again.
+    def check_obstacle(self, mode: Mode) -> str | None:
+        """Why steps of this mode do not take several tokens faster than one by one, and give some of them
+        back, in a few words; None if they do.
         """
-        return self.runs_compiled(mode) and self._cache.retracts
+        if self.on_gpu:
+            return "steps are not captured" if self._captured is None else self._uncheckable
+        if not self.runs_compiled(mode):
+            return "steps take one token at a time"
+        return None if self._cache.retracts else "layers do not give the last tokens back"
 
     def most(self, mode: Mode) -> int:
-        """How many tokens the next `steps` call should take at most, if it `checks`."""
+        """How many tokens the next `steps` call should take at most, if nothing prevents several."""
+        if self.on_gpu:
+            return 1 if self.check_obstacle(mode) else LARGEST_STEP
         return (
             self._compiled.most(self._cache) if self._compiled is not None and self.runs_compiled(mode) else 1
         )
@@ -90,24 +98,31 @@ class Stepper:
         return logits[0], greedy
 
     def steps(self, tokens: Tensor, mode: Mode) -> tuple[Tensor, Drawn | None]:
-        """The same for several tokens, int64 [n], if it `checks`: the logits after each, [n, vocabulary], and
-        None. A captured step takes one.
+        """The same for several tokens, int64 [n], without a `check_obstacle`: the logits after each, [n,
+        vocabulary], and None.
         """
         if self._compiled is not None and self.runs_compiled(mode):
             return self._compiled.step(Entry(self._cache, tokens.tolist(), mode)), None
         if (captured := self._captured_for(mode)) is not None:
             try:
-                logits, greedy = captured.step(tokens, mode)
-                return logits.unsqueeze(0), greedy
-            except torch.OutOfMemoryError:
-                raise
+                return captured.step(tokens, mode)
             except RuntimeError as error:
                 if self._model.ranks is not None:  # others may have captured it
                     raise
-                self._captured = None
-                self.reason = f"no CUDA graph: {str(error).partition(chr(10))[0]}"
-                self._announce(self.reason)
+                if len(tokens) == 1 and isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self._give_up(len(tokens), str(error).partition("\n")[0])
         return self._model.forward(tokens, self._cache, mode, every=True), None
+
+    def _give_up(self, tokens: int, reason: str) -> None:
+        """Steps of this many tokens cannot be captured."""
+        if tokens == 1:
+            self._captured = None
+            line = self.reason = f"no CUDA graph: {reason}"
+        else:
+            self._uncheckable = reason
+            line = f"no drafts: {reason}"
+        self._announce(line)
 
     def _captured_for(self, mode: Mode) -> CapturedSteps | None:
         """The captured steps for this mode: none for the first token, which makes the buffers, and none where
@@ -115,3 +130,10 @@ class Stepper:
         """
         brings = mode.sparse is None and self._cache.staged
         return None if brings or not self._cache.get_seq_length() else self._captured
+
+
+def _capture_obstacle(model: Model, cache: KVCache) -> str | None:
+    """Why captured steps do not take several tokens, of which some may be given back; None if they do."""
+    if model.ranks is not None:
+        return SPLIT
+    return "its layers take one token at a time" if model.restarts else cache.unretractable

@@ -397,12 +397,13 @@ def merge_kernel(
 
 @triton.jit
 def tally_kernel(
-    place_ptr, score_ptr, lse_ptr, length_ptr, attended_ptr, tally_ptr, apart_ptr, tally_b, tally_r, tally_c,
-    budget, HEADS: tl.constexpr, NEW: tl.constexpr, BUDGET_PAD: tl.constexpr, BOUND: tl.constexpr,
+    place_ptr, score_ptr, lse_ptr, length_ptr, attended_ptr, tally_ptr, apart_ptr, tally_b, tally_n, tally_r,
+    tally_c, budget, HEADS: tl.constexpr, NEW: tl.constexpr, BUDGET_PAD: tl.constexpr, BOUND: tl.constexpr,
     APART: tl.constexpr,
 ):  # fmt: skip
     """Add 1 and its softmax weight to tally [B, 2, C] at each chosen position; program (query head of a
-    batch, new token). BOUND: as in `attend_kernel`.
+    batch, new token). tally_n: between the tallies of new tokens, 0 if they share one. BOUND: as in
+    `attend_kernel`.
     """
     pair, new = tl.program_id(0), tl.program_id(1)
     row, batch = pair * NEW + new, (pair // HEADS).to(tl.int64)
@@ -417,6 +418,6 @@ def tally_kernel(
     weight = tl.exp(tl.load(score_ptr + first + slot, mask=real, other=LOWEST) - tl.load(lse_ptr + row))
     if APART:
         tally_r = fact_of(apart_ptr, batch, TALLY_ROOM)
-    tally = start_of(tally_ptr, apart_ptr, batch, tally_b, TALLY, APART) + at * tally_c
+    tally = start_of(tally_ptr, apart_ptr, batch, tally_b, TALLY, APART) + new * tally_n + at * tally_c
     tl.atomic_add(tally, tl.full((BUDGET_PAD,), 1.0, tl.float32), mask=real, sem="relaxed")
     tl.atomic_add(tally + tally_r, weight, mask=real, sem="relaxed")

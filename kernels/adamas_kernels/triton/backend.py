@@ -394,9 +394,10 @@ class TritonBackend:
                 num_warps=MERGE_WARPS, **chain,
             )  # fmt: skip
         if tally is not None:
+            each = tally.stride(0) if batch == 1 and len(tally) == new else 0
             tally_kernel[(pairs, new)](
                 scratch.place, scratch.score, lse, cache.length, scratch.attended, tally, places,
-                *tally.stride(), settings.budget, HEADS=heads, NEW=new, BUDGET_PAD=budget_pad, BOUND=bound,
-                APART=apart, num_warps=4,
+                tally.stride(0), each, *tally.stride()[1:], settings.budget, HEADS=heads, NEW=new,
+                BUDGET_PAD=budget_pad, BOUND=bound, APART=apart, num_warps=4,
             )  # fmt: skip
         return out, lse

@@ -1,0 +1,241 @@
+"""Answers whose next tokens are looked up in the text (`drafts.py`) and checked, several in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.mode import Mode
+from adamas_cli.engine.decoding import Passes
+from adamas_cli.engine.drafts import Drafter
+from adamas_cli.engine.events import Drafted
+from adamas_cli.engine.sampler import Drawn, Sampler
+from adamas_cli.engine.tokens_to_host import Sent, TokenReader
+
+
+class Checked:
+    """Passes over the last token and a draft of the following ones, as far as drafting pays.
+
+    After each draft token the sampler draws as it would without drafts. At the first difference its own token
+    is said, and the rest of the draft is rolled back. So answers equal those without drafts at any
+    temperature: each token comes from the model's own distribution.
+    """
+
+    def __init__(
+        self, passes: Passes, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
+    ) -> None:
+        self.logits = logits
+        self._passes, self._cache, self._mode = passes, cache, mode
+        self._sampler, self._drafter = sampler, drafter
+        self._coming = deque([sampler.next(logits).id()])  # all but the last are in the cache
+        self._said = 0  # the last token
+        self._draft: list[int] | None = None  # of a pass that was begun
+        self._start, self._before = cache.get_seq_length(), list[Any]()  # before the last pass
+        self._proposed = self._accepted = self._count = 0
+
+    @property
+    def drafted(self) -> Drafted:
+        """See `Saying.drafted`."""
+        return Drafted(self._proposed, self._accepted, self._count)
+
+    def next(self, left: int) -> int:
+        """See `Saying.next`."""
+        self._finish()
+        self._said = self._coming.popleft()
+        self._drafter.say(self._said)
+        return self._said
+
+    def feed(self, left: int) -> None:
+        """See `Saying.feed`."""
+        if self._coming:
+            return
+        self._settle()
+        self._draft = self._drafter.propose(self._passes.most, left)
+        cache = self._cache
+        self._start, self._before = cache.get_seq_length(), cache.before_step() if self._draft else []
+        self._passes.begin(torch.tensor([self._said, *self._draft], device=self.logits.device))
+
+    def say(self, token: int) -> None:
+        """See `Saying.say`: tokens already drawn are dropped."""
+        self._finish()
+        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
+        self._coming = deque([token])
+
+    def end(self, tokens: int) -> None:
+        """See `Saying.end`."""
+        if self._draft is not None and self._cache.get_seq_length() > self._start:
+            tokens = self._start + 1  # another answer's turn computed tokens that nobody has seen yet
+        self._retract(tokens)
+        self._settle()
+
+    def _finish(self) -> None:
+        """Compute the pass that was begun, if any, and check its draft."""
+        if self._draft is None:
+            return
+        begun = time.perf_counter()
+        logits, _ = self._passes.finish()
+        draft, self._draft = self._draft, None
+        for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
+            self._coming.append(token)
+            if token != proposed:
+                break
+        self.logits = logits[len(self._coming) - 1]
+        self._retract(self._start + len(self._coming))
+        if self._passes.alone:
+            self._drafter.costs.took(1 + len(draft), time.perf_counter() - begun)
+        self._count += 1
+        self._proposed += len(draft)
+        self._accepted += len(self._coming) - 1
+
+    def _retract(self, tokens: int) -> None:
+        """Keep at most this many tokens of the last pass in the cache."""
+        if tokens < self._cache.get_seq_length():
+            self._cache.retract(tokens, self._before)
+
+    def _settle(self) -> None:
+        """Count the attention of the last pass's tokens that stay."""
+        if self._mode.tally is not None:
+            self._mode.tally.settle(self._cache.get_seq_length() - self._start)
+
+
+class CheckedAhead:
+    """The same on a GPU, which gets a step before the host knows the token it starts from, as in `OneByOne`,
+    while no draft is in sight. Where one is likely to pay, the host waits for the last token instead, looks
+    it up and has a draft checked.
+
+    A pass of several tokens is rounded otherwise than steps of one, so of two tokens with almost the same
+    logits another one may be said than without drafts.
+    """
+
+    def __init__(
+        self, passes: Passes, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
+    ) -> None:
+        self.logits = logits
+        self._passes, self._cache, self._mode = passes, cache, mode
+        self._sampler, self._drafter = sampler, drafter
+        self._reader = TokenReader()
+        # The next tokens are those on the host, of which all but the last are in the cache; without any, the
+        # one that is on its way there.
+        self._coming = deque[int]()
+        self._drawn: Drawn
+        self._sent: Sent
+        self._draw(sampler.next(logits))
+        self._said, self._fed = 0, False  # the last token, and whether it is in the cache
+        self._begun = False  # whether a pass waits to be launched
+        self._draft: list[int] = []  # of the last pass, until it is checked
+        self._unchecked = logits  # after each of that pass's tokens
+        self._start, self._since = cache.get_seq_length(), 0.0  # before the last pass with a draft
+        self._received: float | None = None  # when the last token came, if its step was launched before
+        self._proposed = self._accepted = self._count = 0
+
+    @property
+    def drafted(self) -> Drafted:
+        """See `Saying.drafted`."""
+        return Drafted(self._proposed, self._accepted, self._count)
+
+    def next(self, left: int) -> int:
+        """See `Saying.next`."""
+        self._finish()
+        if self._coming:
+            self._said = self._coming.popleft()
+            self._fed = bool(self._coming)
+        else:
+            self._said = self._receive(left - 1)
+        self._drafter.say(self._said)
+        return self._said
+
+    def feed(self, left: int) -> None:
+        """See `Saying.feed`."""
+        if self._fed:
+            return
+        self._settle()
+        self._received = None
+        self._draft = self._drafter.propose(self._passes.most, left)
+        self._start, self._since = self._cache.get_seq_length(), time.perf_counter()
+        self._begin(torch.tensor([self._said, *self._draft], device=self.logits.device))
+        if self._count:  # nothing may delay the first token, least of all compiling
+            self._launch()
+
+    def say(self, token: int) -> None:
+        """See `Saying.say`: tokens already drawn are dropped."""
+        self._finish()
+        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
+        self._coming = deque([token])
+
+    def end(self, tokens: int) -> None:
+        """See `Saying.end`: one extra token may remain, which the reader of these tokens drops."""
+        if self._draft and not self._begun:
+            self._retract(self._start + 1)
+        elif self._coming:
+            self._retract(tokens)
+        self._draft, self._begun = [], False
+        self._settle()
+
+    def _receive(self, left: int) -> int:
+        """The token on its way; this many are left to say after it. Before it arrives, the step after it is
+        launched, if no draft is likely then.
+        """
+        sent = self._sent
+        ahead = self._count > 0 and left > 0 and not self._drafter.propose(self._passes.most, left)
+        if ahead:
+            self._begin(self._drawn.token)
+            self._launch()
+        token, before = self._reader.receive(sent), self._received
+        now = time.perf_counter()
+        if before is not None:
+            self._drafter.costs.took(1, now - before)
+        self._fed, self._received = ahead, now if ahead else None
+        return token
+
+    def _begin(self, tokens: Tensor) -> None:
+        self._passes.begin(tokens)
+        self._begun = True
+
+    def _launch(self) -> None:
+        """Have the device compute the pass that was begun, if any."""
+        if not self._begun:
+            return
+        logits, greedy = self._passes.finish()
+        self._count += 1
+        self._begun = False
+        if self._draft:
+            self._unchecked = logits
+            return
+        self.logits = logits[0]
+        known = self._sampler.greedy and greedy is not None
+        self._draw(greedy if known and greedy is not None else self._sampler.next(self.logits))
+
+    def _draw(self, drawn: Drawn) -> None:
+        """This token is the next one; see `OneByOne`."""
+        self._drawn, self._sent = drawn, self._reader.send(drawn)
+
+    def _finish(self) -> None:
+        """Launch what was begun, and check its draft."""
+        self._launch()
+        if not self._draft:
+            return
+        draft, self._draft, logits = self._draft, [], self._unchecked
+        for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
+            self._coming.append(token)
+            if token != proposed:
+                break
+        self.logits = logits[len(self._coming) - 1]
+        self._retract(self._start + len(self._coming))
+        self._drafter.costs.took(1 + len(draft), time.perf_counter() - self._since)
+        self._proposed += len(draft)
+        self._accepted += len(self._coming) - 1
+
+    def _retract(self, tokens: int) -> None:
+        """Keep at most this many tokens in the cache, of which the last pass took all others."""
+        if tokens < self._cache.get_seq_length():
+            self._cache.retract_in_place(tokens)
+
+    def _settle(self) -> None:
+        """Count the attention of the last draft's tokens that stay."""
+        if self._mode.tally is not None:
+            self._mode.tally.settle(self._cache.get_seq_length() - self._start)
