@@ -113,6 +113,29 @@ def test_answers_may_end_at_every_token(name):
 
 
 @pytest.mark.usefixtures("as_on_gpu")
+@pytest.mark.parametrize("drafts", ["text", "auto"])
+def test_answers_stop_where_they_would_without_drafts(drafts):
+    whole, _ = answer(opened("qwen2", FULL, "off"))
+    stop = max(set(whole), key=whole.index)  # the last token that is new
+    timeline = opened("qwen2", FULL, drafts)
+    timeline._costs = Costs(GPU_COSTS, 1e-6)
+    found, done = answer(timeline, stop_ids=(stop,), keep=True)
+    said = whole[: whole.index(stop)]
+    assert (found, done.finish_reason) == (said, "stop")
+    assert len(said) <= timeline.length - CONTEXT - 9 <= len(said) + 1
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_drafts_begin_on_their_own_where_an_answer_repeats_itself():
+    whole, _ = answer(opened("qwen2", FULL, "off"))
+    timeline = opened("qwen2", FULL, "auto")
+    timeline._costs = Costs(GPU_COSTS, 1e-6)  # a set-up that is saved at once
+    found, done = answer(timeline)
+    assert found == whole
+    assert done.drafted.accepted > 0
+
+
+@pytest.mark.usefixtures("as_on_gpu")
 def test_a_thought_is_ended_within_a_draft():
     def steer(token: int) -> list[int]:
         said.append(token)
