@@ -84,6 +84,37 @@ def test_a_process_ends_with_the_one_that_started_it():
     assert not follower.is_running()
 
 
+WAITS = """
+import socket, threading, torch
+from adamas_cli.ranks import group, team
+
+team.STUCK, team.ENDING = 2.0, 0.5
+group.unblock = lambda ranks: threading.Event().wait()
+pair, kept = socket.socketpair, []
+
+def with_another_holder():
+    here, there = pair()
+    kept.append(there.dup())
+    return here, there
+
+socket.socketpair = with_another_holder
+if __name__ == "__main__":
+    one = team.Team([torch.device("cpu")] * 2)
+    one._on_gpu = one.ranks.under_way = True
+    one._others[0].process.kill()
+    threading.Event().wait()
+"""
+
+
+def test_a_process_ends_though_its_gpu_waits_and_the_connection_is_held():
+    """As on GPUs: what should end the waiting waits itself, and a process that the lost one started lives."""
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip().splitlines()[-1] == (
+        "adamas: the process of part 2 of 2 of the model ended: signal SIGKILL"
+    )
+    assert done.returncode == RankLostError.exit_code
+
+
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
     path = tmp_path / "book.txt"

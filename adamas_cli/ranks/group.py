@@ -146,15 +146,15 @@ def leave(ranks: Ranks, *, at_once: bool = False) -> None:
     """Leave the other ranks. at_once: end what waits for them, since some of them have ended."""
     if not dist.is_initialized():
         return
-    if at_once:
-        unblock(ranks)
-    # Not for longer, since it waits for ranks that may not come any more.
-    leaving = threading.Thread(target=_destroy, daemon=True)
+    # Not for longer, since it may wait for ranks that do not come any more.
+    leaving = threading.Thread(target=_leave, args=(ranks, at_once), daemon=True)
     leaving.start()
     leaving.join(LEAVING)
 
 
-def _destroy() -> None:
+def _leave(ranks: Ranks, at_once: bool) -> None:
+    if at_once:
+        unblock(ranks)
     with suppress(Exception):  # it may have been ended by `unblock`
         dist.destroy_process_group()
 

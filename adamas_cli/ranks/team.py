@@ -67,8 +67,16 @@ class _Other:
                 env=os.environ | {"PYTHONPATH": path},
                 start_new_session=True,  # Ctrl-C is for the first rank
             )
-        self.connection: Connection = Connection(here.detach())
+        self.connection: Connection = Connection(os.dup(here.fileno()))
+        threading.Thread(target=self._hang_up, args=(here,), daemon=True).start()
         self.send(packed(Join(ranks.rank, ranks.count, port, str(device))))
+
+    def _hang_up(self, line: socket.socket) -> None:
+        """End the connection with the process: processes that it started may hold its other end."""
+        with line:
+            self.process.wait()
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
 
     def send(self, data: bytes) -> None:
         """Send a message; one that has ended is noticed elsewhere."""
@@ -298,8 +306,8 @@ class Team:
         time.sleep(SETTLING)
         if not self._on_gpu:  # closed connections end what waits for them
             return
-        if self.ranks.under_way:
-            group.unblock(self.ranks)
+        if self.ranks.under_way:  # beside this thread: on a GPU that waits, this may wait as well
+            threading.Thread(target=group.unblock, args=(self.ranks,), daemon=True).start()
         while self.ranks.under_way and not self._closing and time.monotonic() < deadline:
             time.sleep(SETTLING)
         if self.ranks.under_way and not self._closing:
