@@ -218,8 +218,8 @@ def _is_few(x: Tensor) -> bool:
 
 
 def _is_launch_bound(x: Tensor) -> bool:
-    """Whether activations [B, ..., N, D] are of a few tokens, but more than a step has. Steps are CUDA
-    graphs, in which Python's launches cost nothing and the number of kernels counts.
+    """Whether activations [B, ..., N, D] are of a few tokens, but more than a step has. A step of
+    several sequences is a CUDA graph, in which launches cost nothing and the number of kernels counts.
     """
     return LARGEST_STEP < x.shape[-2] <= FEW
 
