@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from adamas_kernels.blocks import BlockWeight, unpack
+from adamas_kernels.contract import LARGEST_STEP
 from adamas_kernels.triton import backend, planes
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.largest import largest
@@ -356,10 +358,13 @@ def test_the_first_of_several_ranks_adds_the_residual():
 
 
 # Liger's kernels and sums of bfloat16 do not run in the interpreter.
-NATIVE = [pytest.param(*case, marks=pytest.mark.gpu) for case in ((1, FULL), (300, FULL), (1, BRAIN))]
+NATIVE = [
+    pytest.param(count, dtype, marks=pytest.mark.gpu)
+    for count, dtype in product((1, 3, LARGEST_STEP), (FULL, BRAIN))
+] + [pytest.param(300, FULL, marks=pytest.mark.gpu)]
 
 
-@pytest.mark.parametrize(("count", "dtype"), [(3, FULL), *NATIVE])
+@pytest.mark.parametrize(("count", "dtype"), [(LARGEST_STEP + 1, FULL), *NATIVE])
 def test_a_fused_model_computes_the_same(count, dtype):
     model, blocks = llama_and_its_blocks()
     expected = logits_of(model, count).double()

@@ -1,10 +1,10 @@
 """Fewer, larger kernels for a model's own modules on a GPU.
 
-In steps of one token, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are
-liger-kernel's. A question of a few tokens takes as long as Python needs to launch its kernels, and torch's
-own launch faster; its projections are joined too. No attention forward is rewritten. Only the functions it
-calls are replaced, if a probe with a few numbers shows that a class computes the same as the kernel. A layer
-with weights in planes has a forward for one token, whose products add the residual.
+In steps, projections of the same input become one product; RMSNorm, RoPE and SwiGLU are liger-kernel's. A
+question of a few tokens, but more than a step has, takes as long as Python needs to launch its kernels, and
+torch's own launch faster; its projections are joined too. No attention forward is rewritten. Only the
+functions it calls are replaced, if a probe with a few numbers shows that a class computes the same as the
+kernel. A layer with weights in planes has a forward for one token, whose products add the residual.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _norm(offset: float, module: Any, joined: object) -> Forward:
     eps, casting = epsilon_of(module), "gemma" if offset else "llama"
 
     def forward(x: Tensor) -> Tensor:
-        if offset == 0 and _is_short(x):
+        if offset == 0 and _is_launch_bound(x):
             return F.rms_norm(x, x.shape[-1:], module.weight, eps)
         return LigerRMSNormFunction.apply(x, module.weight, eps, offset, casting, False)
 
@@ -116,7 +116,9 @@ def _gated(module: Any, joined: dict[nn.Module, _Joined]) -> Forward:
         if planes is not None and x.numel() == planes.columns:
             return module.down_proj(module.gate_proj.backend.gated(x, planes))
         gate, up = module.gate_proj(x), module.up_proj(x)
-        inner = F.silu(gate) * up if _is_short(x) else LigerSiLUMulFunction.apply(gate, up)
+        # liger-kernel would copy the halves of a joined product first: three kernels where torch has two.
+        by_torch = _is_launch_bound(x) or not gate.is_contiguous()
+        inner = F.silu(gate) * up if by_torch else LigerSiLUMulFunction.apply(gate, up)
         return module.down_proj(inner)
 
     return forward
@@ -198,7 +200,7 @@ def _rotate_by_liger(place: Any) -> None:
     from liger_kernel.ops import LigerRopeFunction
 
     def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> Any:
-        if queries.is_cuda and not _is_short(queries):
+        if queries.is_cuda and not _is_launch_bound(queries):
             return LigerRopeFunction.apply(queries, keys, cos, sin)
         return None
 
@@ -210,9 +212,14 @@ def _is_one(x: Tensor) -> bool:
     return x.numel() == x.shape[-1]
 
 
-def _is_short(x: Tensor) -> bool:
-    """Whether activations [B, ..., N, D] are of a few tokens, but more than those of a step. Steps are
-    captured, so that launches cost nothing and only the number of kernels counts.
+def _is_few(x: Tensor) -> bool:
+    """Whether activations [B, ..., N, D] are of a few tokens, but more than one."""
+    return 1 < x.shape[-2] <= FEW
+
+
+def _is_launch_bound(x: Tensor) -> bool:
+    """Whether activations [B, ..., N, D] are of a few tokens, but more than a step has. A step of
+    several sequences is a CUDA graph, in which launches cost nothing and the number of kernels counts.
     """
     return LARGEST_STEP < x.shape[-2] <= FEW
 
@@ -291,7 +298,7 @@ class _Joined:
 
         def forward(x: Tensor) -> Tensor:
             one = x.numel() == self._inputs
-            if not one and x.shape[-2] > FEW:
+            if not one and not _is_few(x):
                 return self._plain[index](x)
             if x is not self._input:
                 multiply = self._multiply if one else self._short
