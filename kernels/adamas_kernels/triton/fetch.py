@@ -17,8 +17,8 @@ from adamas_kernels.triton.select import forced_and_wanted
 
 CLAIMED = tl.constexpr(-1)  # the place of a token whose row is on its way
 ROWS = 32  # that a program copies at a time
-# Programs that copy at a time: with more requests on their way, addresses are translated so slowly that 4,096
-# rows arrive at a third of the speed (docs/performance.md).
+# Programs that copy. A bus brings as many random rows to 32 of them as to 1,056 (docs/performance.md), and a
+# multiprocessor has room for more than copies.
 PROGRAMS = 128
 WARPS = 4
 WORD = torch.int64
