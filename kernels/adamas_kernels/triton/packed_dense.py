@@ -8,8 +8,6 @@ worth.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -19,12 +17,11 @@ from triton.language.extra.cuda import gdc_launch_dependents
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.dense_parts import scaled, store_part_of
 from adamas_kernels.triton.launch import has_ptx
-from adamas_kernels.triton.packed_rows import GROUP, ZERO_CODE
+from adamas_kernels.triton.packed_rows import GROUP, ZERO_CODE, unit_of
 
 BLOCK = 64  # tokens that a program holds at a time
 STAGES = 3  # blocks in flight per program
 WARPS = 4
-LONGEST_LOAD = 16  # bytes
 TERMS = {torch.float32: 3}  # bfloat16 numbers whose sum is a query or a weight, by the model's format
 FEW_TERMS = 2  # for 16-bit formats
 
@@ -107,8 +104,7 @@ def packed_dense_kernel(
 
     query: turned, float32 [B, H, N, D]; shift: float32 [B, H, N], added to products; see `packed_rows.py`.
     New tokens are in their rows already. GROUPED: query heads of a KV head. The strides of keys are in UNIT
-    bytes and those of values in UNIT_V, so that the compiler knows how many it may load at once. SHORT: the
-    format in which tensor cores multiply.
+    bytes and those of values in UNIT_V, see `unit_of`. SHORT: the format in which tensor cores multiply.
     """
     split, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch, head = pair // HEADS, pair % HEADS
@@ -184,7 +180,7 @@ def launch_packed(
     batch, heads, new, dim = queries.shape
     kv_heads = keys.shape[1]
     group = heads // kv_heads
-    units = [math.gcd(LONGEST_LOAD, x.data_ptr(), *x.stride()[:3]) for x in (keys, values)]
+    units = [unit_of(x) for x in (keys, values)]
     strides = [x.stride(at) // unit for x, unit in zip((keys, values), units, strict=True) for at in range(3)]
     packed_dense_kernel[(splits, batch * kv_heads, triton.cdiv(group * new, rows))](
         queries, keys, values, length, parts, shift, *strides, scale, cap, splits,

@@ -7,6 +7,7 @@ turns its outputs back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from adamas_kernels.triton.launch import next_power
 
 GROUP = tl.constexpr(packed.GROUP)
 SCALE_BYTES = tl.constexpr(packed.SCALE_BYTES)
+LONGEST_LOAD = 16  # bytes
 LEAST_SCALE = tl.constexpr(packed.LEAST_SCALE)
 ZERO_CODE = tl.constexpr(packed.ZERO_CODE)
 LARGEST_8, LARGEST_4 = (tl.constexpr(float(packed.LARGEST[kind])) for kind in (torch.int8, torch.uint8))
@@ -150,6 +152,13 @@ class Turned:
 
     queries: Tensor
     shift: Tensor
+
+
+def unit_of(rows: Tensor) -> int:
+    """Of how many bytes the places of packed rows are multiples, up to a load's. Kernels take strides in this
+    unit as a constant, so that the compiler knows how many bytes it may load at once.
+    """
+    return math.gcd(LONGEST_LOAD, rows.data_ptr(), *rows.stride()[:3])
 
 
 def log_turned(dim: int) -> int:

@@ -6,7 +6,6 @@ tensor cores without rounding, and only then multiplied by its scale.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import torch
@@ -17,12 +16,11 @@ from torch import Tensor
 from adamas_kernels import packed
 from adamas_kernels.packed import block_of, dim_of, hadamard, rotated
 from adamas_kernels.triton.launch import next_power
-from adamas_kernels.triton.packed_rows import GROUP, SCALE_BYTES, ZERO_CODE
+from adamas_kernels.triton.packed_rows import GROUP, SCALE_BYTES, ZERO_CODE, unit_of
 
 HALF = tl.constexpr(packed.GROUP // 2)  # codes in the low, or in the high bits of a group's bytes
 NUMBERS = 8192  # of a program
 WARPS = 8
-LONGEST_LOAD = 16  # bytes
 
 
 @triton.jit
@@ -32,8 +30,7 @@ def plain_rows_kernel(
     UNIT: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS tokens, KV head of a batch). signs: float16 [D, P], the rotation times `1 / unit`.
-    centre: float32 [B, K, D], turned back, if CENTRED. The strides of rows are in UNIT bytes, so that the
-    compiler knows how many it may load at once.
+    centre: float32 [B, K, D], turned back, if CENTRED. The strides of rows are in UNIT bytes, see `unit_of`.
     """
     pair = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -74,7 +71,7 @@ def plain_rows(rows: Tensor, dtype: torch.dtype, centre: Tensor | None = None) -
     tokens = max(16, NUMBERS // size)
     out = rows.new_empty(batch, heads, count, dim, dtype=dtype)
     signs = _signs(dim, rows.device)
-    unit = math.gcd(LONGEST_LOAD, *rows.stride()[:3])
+    unit = unit_of(rows)
     plain_rows_kernel[(triton.cdiv(count, tokens), batch * heads)](
         rows, signs, signs if centre is None else rotated(centre), out,
         *(stride // unit for stride in rows.stride()[:3]), count, block_of(dim) ** -0.5,
