@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -18,7 +19,7 @@ from adamas_cli.engine.sampler import Drawn, Sampler
 from adamas_cli.engine.tokens_to_host import Sent, TokenReader
 
 
-class Checked:
+class _Checking(ABC):
     """Passes over the last token and a draft of the following ones, as far as drafting pays.
 
     After each draft token the sampler draws as it would without drafts. At the first difference its own token
@@ -32,16 +33,62 @@ class Checked:
         self.logits = logits
         self._passes, self._cache, self._mode = passes, cache, mode
         self._sampler, self._drafter = sampler, drafter
-        self._coming = deque([sampler.next(logits).id()])  # all but the last are in the cache
+        self._coming = deque[int]()  # the next tokens on the host, of which all but the last are in the cache
         self._said = 0  # the last token
-        self._draft: list[int] | None = None  # of a pass that was begun
-        self._start, self._before = cache.get_seq_length(), list[Any]()  # before the last pass
+        self._start = cache.get_seq_length()  # before the last pass
         self._proposed = self._accepted = self._count = 0
 
     @property
     def drafted(self) -> Drafted:
         """See `Saying.drafted`."""
         return Drafted(self._proposed, self._accepted, self._count)
+
+    def say(self, token: int) -> None:
+        """See `Saying.say`: tokens already drawn are dropped."""
+        self._finish()
+        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
+        self._coming = deque([token])
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Compute what was begun, if anything, and check its draft."""
+
+    @abstractmethod
+    def _give_back(self, tokens: int) -> None:
+        """Keep this many tokens in the cache, fewer than it has, all others of the last pass."""
+
+    def _check(self, draft: list[int], logits: Tensor) -> None:
+        """Draw after each token of a pass, from its logits [n, vocabulary], as long as the draft agrees."""
+        for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
+            self._coming.append(token)
+            if token != proposed:
+                break
+        self.logits = logits[len(self._coming) - 1]
+        self._retract(self._start + len(self._coming))
+        self._proposed += len(draft)
+        self._accepted += len(self._coming) - 1
+
+    def _retract(self, tokens: int) -> None:
+        """Keep at most this many tokens in the cache."""
+        if tokens < self._cache.get_seq_length():
+            self._give_back(tokens)
+
+    def _settle(self) -> None:
+        """Count the attention of the last pass's tokens that stay."""
+        if self._mode.tally is not None:
+            self._mode.tally.settle(self._cache.get_seq_length() - self._start)
+
+
+class Checked(_Checking):
+    """A pass at a time, of one token where no draft pays."""
+
+    def __init__(
+        self, passes: Passes, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
+    ) -> None:
+        super().__init__(passes, cache, mode, sampler, drafter, logits)
+        self._coming.append(sampler.next(logits).id())
+        self._draft: list[int] | None = None  # of a pass that was begun
+        self._before = list[Any]()  # the cache before the last pass
 
     def next(self, left: int) -> int:
         """See `Saying.next`."""
@@ -60,12 +107,6 @@ class Checked:
         self._start, self._before = cache.get_seq_length(), cache.before_step() if self._draft else []
         self._passes.begin(torch.tensor([self._said, *self._draft], device=self.logits.device))
 
-    def say(self, token: int) -> None:
-        """See `Saying.say`: tokens already drawn are dropped."""
-        self._finish()
-        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
-        self._coming = deque([token])
-
     def end(self, tokens: int) -> None:
         """See `Saying.end`."""
         if self._draft is not None and self._cache.get_seq_length() > self._start:
@@ -74,37 +115,22 @@ class Checked:
         self._settle()
 
     def _finish(self) -> None:
-        """Compute the pass that was begun, if any, and check its draft."""
         if self._draft is None:
             return
         begun = time.perf_counter()
         logits, _ = self._passes.finish()
         draft, self._draft = self._draft, None
-        for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
-            self._coming.append(token)
-            if token != proposed:
-                break
-        self.logits = logits[len(self._coming) - 1]
-        self._retract(self._start + len(self._coming))
+        self._check(draft, logits)
         if self._passes.alone:
             self._drafter.costs.took(1 + len(draft), time.perf_counter() - begun)
         self._count += 1
-        self._proposed += len(draft)
-        self._accepted += len(self._coming) - 1
 
-    def _retract(self, tokens: int) -> None:
-        """Keep at most this many tokens of the last pass in the cache."""
-        if tokens < self._cache.get_seq_length():
-            self._cache.retract(tokens, self._before)
-
-    def _settle(self) -> None:
-        """Count the attention of the last pass's tokens that stay."""
-        if self._mode.tally is not None:
-            self._mode.tally.settle(self._cache.get_seq_length() - self._start)
+    def _give_back(self, tokens: int) -> None:
+        self._cache.retract(tokens, self._before)
 
 
-class CheckedAhead:
-    """The same on a GPU, which gets a step before the host knows the token it starts from, as in `OneByOne`,
+class CheckedAhead(_Checking):
+    """Passes on a GPU, which gets a step before the host knows the token it starts from, as in `OneByOne`,
     while no draft is in sight. Where one is likely to pay, the host waits for the last token instead, looks
     it up and has a draft checked.
 
@@ -115,28 +141,18 @@ class CheckedAhead:
     def __init__(
         self, passes: Passes, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
     ) -> None:
-        self.logits = logits
-        self._passes, self._cache, self._mode = passes, cache, mode
-        self._sampler, self._drafter = sampler, drafter
+        super().__init__(passes, cache, mode, sampler, drafter, logits)
         self._reader = TokenReader()
-        # The next tokens are those on the host, of which all but the last are in the cache; without any, the
-        # one that is on its way there.
-        self._coming = deque[int]()
+        # Without tokens on the host, the next one is on its way there.
         self._drawn: Drawn
         self._sent: Sent
         self._draw(sampler.next(logits))
-        self._said, self._fed = 0, False  # the last token, and whether it is in the cache
+        self._fed = False  # whether the last token is in the cache
         self._begun = False  # whether a pass waits to be launched
         self._draft: list[int] = []  # of the last pass, until it is checked
         self._unchecked = logits  # after each of that pass's tokens
-        self._start, self._since = cache.get_seq_length(), 0.0  # before the last pass with a draft
+        self._since = 0.0  # when the last pass with a draft began
         self._received: float | None = None  # when the last token came, if its step was launched before
-        self._proposed = self._accepted = self._count = 0
-
-    @property
-    def drafted(self) -> Drafted:
-        """See `Saying.drafted`."""
-        return Drafted(self._proposed, self._accepted, self._count)
 
     def next(self, left: int) -> int:
         """See `Saying.next`."""
@@ -160,12 +176,6 @@ class CheckedAhead:
         self._begin(torch.tensor([self._said, *self._draft], device=self.logits.device))
         if self._count:  # nothing may delay the first token, least of all compiling
             self._launch()
-
-    def say(self, token: int) -> None:
-        """See `Saying.say`: tokens already drawn are dropped."""
-        self._finish()
-        self._retract(self._cache.get_seq_length() - max(0, len(self._coming) - 1))
-        self._coming = deque([token])
 
     def end(self, tokens: int) -> None:
         """See `Saying.end`: one extra token may remain, which the reader of these tokens drops."""
@@ -207,35 +217,19 @@ class CheckedAhead:
             self._unchecked = logits
             return
         self.logits = logits[0]
-        known = self._sampler.greedy and greedy is not None
-        self._draw(greedy if known and greedy is not None else self._sampler.next(self.logits))
+        self._draw(self._sampler.after(self.logits, greedy))
 
     def _draw(self, drawn: Drawn) -> None:
         """This token is the next one; see `OneByOne`."""
         self._drawn, self._sent = drawn, self._reader.send(drawn)
 
     def _finish(self) -> None:
-        """Launch what was begun, and check its draft."""
         self._launch()
         if not self._draft:
             return
-        draft, self._draft, logits = self._draft, [], self._unchecked
-        for token, proposed in zip(self._sampler.each(logits), [*draft, None], strict=True):
-            self._coming.append(token)
-            if token != proposed:
-                break
-        self.logits = logits[len(self._coming) - 1]
-        self._retract(self._start + len(self._coming))
+        draft, self._draft = self._draft, []
+        self._check(draft, self._unchecked)
         self._drafter.costs.took(1 + len(draft), time.perf_counter() - self._since)
-        self._proposed += len(draft)
-        self._accepted += len(self._coming) - 1
 
-    def _retract(self, tokens: int) -> None:
-        """Keep at most this many tokens in the cache, of which the last pass took all others."""
-        if tokens < self._cache.get_seq_length():
-            self._cache.retract_in_place(tokens)
-
-    def _settle(self) -> None:
-        """Count the attention of the last draft's tokens that stay."""
-        if self._mode.tally is not None:
-            self._mode.tally.settle(self._cache.get_seq_length() - self._start)
+    def _give_back(self, tokens: int) -> None:
+        self._cache.retract_in_place(tokens)

@@ -178,8 +178,7 @@ class OneByOne:
             return
         logits, greedy = self._passes.finish()
         self.logits, self._begun = logits[0], False
-        known = self._sampler.greedy and greedy is not None
-        self._draw(greedy if known and greedy is not None else self._sampler.next(self.logits))
+        self._draw(self._sampler.after(self.logits, greedy))
 
     def _draw(self, drawn: Drawn) -> None:
         """This token is the next one. It goes to the host at once: a copy that is requested after the next

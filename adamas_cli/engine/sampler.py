@@ -95,6 +95,10 @@ class Sampler:
             self._untold.append((logprobs[drawn.token], *logprobs.topk(self._alternatives)))
         return drawn
 
+    def after(self, logits: Tensor, greedy: Drawn | None) -> Drawn:
+        """`next`, or the greedy token of a step that gives it, if that is what is drawn."""
+        return greedy if self.greedy and greedy is not None else self.next(logits)
+
     def likelihood(self) -> Likelihood | None:
         """That of the oldest drawn token not yet reported; None if not requested."""
         if not self._untold or (told := self._untold.popleft()) is None:
