@@ -260,16 +260,12 @@ def fetched(timeline: Timeline) -> float | None:
 
 def profile(timeline: Timeline, question: np.ndarray, *, sparse: bool) -> None:
     """Tell which kernels take the time of an answer's steps."""
-    kinds = [torch.profiler.ProfilerActivity.CUDA]
-    told: list[tuple[float, int, str]] = []
-    for tokens in (1, 1 + WARM_UP):  # the question's own kernels are in both
-        with torch.profiler.profile(activities=kinds) as seen:
+    each: dict[str, float] = {}
+    for tokens, sign in ((1, -1), (1 + WARM_UP, 1)):  # the question's own kernels are in both
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             answer(timeline, question, tokens, sparse=sparse)
         for row in seen.key_averages():
-            told.append(((-1) ** (tokens == 1) * row.self_device_time_total, row.count, row.key))
-    each: dict[str, float] = {}
-    for microseconds, _, key in told:
-        each[key] = each.get(key, 0.0) + microseconds / WARM_UP
+            each[row.key] = each.get(row.key, 0.0) + sign * row.self_device_time_total / WARM_UP
     for key, microseconds in sorted(each.items(), key=lambda one: -one[1])[:PROFILE_ROWS]:
         tell(f"    {microseconds:10.0f} us a step  {key[:90]}")
 

@@ -103,13 +103,10 @@ class HostBuffer(TokenBuffer):
         """Tokens there is memory for."""
         return self.rows.room
 
-    def grow(self, tokens: int, kept: int) -> bool:
-        """See `TokenBuffer.grow`; the other parts of the rows move as well."""
-        if tokens <= self.room:
-            return False
+    def _move(self, tokens: int, kept: int) -> None:
+        """See `TokenBuffer`; the other parts of the rows move as well."""
         _ = self.tensor
         self.rows.move(tokens, kept)
-        return True
 
     def lying(self, start: int, end: int) -> Tensor:
         """See `TokenBuffer.lying`; as a CPU tensor, for disks, whose rows are apart. What other streams write

@@ -120,15 +120,17 @@ class LayerShape:
         """Bytes of a token's keys and values; item: bytes of a computed number; kept: see
         `DecodingSettings.cache_dtype`.
         """
-        bits = KEPT_BITS[kept] if kept != "auto" and self.packs else (8 * item, 8 * item)
-        each = self.key_dim * bits[0] + self.value_dim * bits[1]
-        return int(self.kv_heads * each / 8) if self.keeps else 0
+        return int(self.kv_heads * sum(self._part_bytes(item, kept))) if self.keeps else 0
 
     def row_bytes(self, item: int, kept: str = "auto") -> int:
         """`token_bytes` in host memory beside a GPU."""
+        parts = self._part_bytes(item, kept)
+        return self.kv_heads * sum(-(-int(part) // ROW_ALIGNMENT) * ROW_ALIGNMENT for part in parts)
+
+    def _part_bytes(self, item: int, kept: str) -> tuple[float, float]:
+        """Bytes of a head's key and of its value."""
         bits = KEPT_BITS[kept] if kept != "auto" and self.packs else (8 * item, 8 * item)
-        parts = (int(dim * each / 8) for dim, each in zip((self.key_dim, self.value_dim), bits, strict=True))
-        return self.kv_heads * sum(-(-part // ROW_ALIGNMENT) * ROW_ALIGNMENT for part in parts)
+        return self.key_dim * bits[0] / 8, self.value_dim * bits[1] / 8
 
     @property
     def packs(self) -> bool:
