@@ -32,17 +32,23 @@ def scaled(product, scale, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def store_part_of(part, row_real, weighted, column):
+def store_columns(part, row_real, weighted, column):
     """Write some columns of the weighted sums of queries, whose parts begin at the pointers part [ROWS]."""
     tl.store(part[:, None] + FACTS + column[None, :], weighted, mask=row_real[:, None])
 
 
 @triton.jit
-def store_part(part, row_real, highest, weight, weighted, column):
-    """Write the parts of queries at the pointers part [ROWS]."""
+def store_facts(part, row_real, highest, weight):
+    """Write the highest scores and weights of queries, whose parts begin at the pointers part [ROWS]."""
     tl.store(part, highest, mask=row_real)
     tl.store(part + 1, weight, mask=row_real)
-    store_part_of(part, row_real, weighted, column)
+
+
+@triton.jit
+def store_part(part, row_real, highest, weight, weighted, column):
+    """Write the parts of queries at the pointers part [ROWS]."""
+    store_facts(part, row_real, highest, weight)
+    store_columns(part, row_real, weighted, column)
 
 
 def scales_of(scaling: float, softmax: Softmax) -> tuple[float, float]:

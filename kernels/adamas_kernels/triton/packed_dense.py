@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from adamas_kernels.triton.coding import LOWEST
-from adamas_kernels.triton.dense_parts import scaled, store_part_of
+from adamas_kernels.triton.dense_parts import FACTS, scaled, store_columns, store_facts
 from adamas_kernels.triton.launch import has_ptx
 from adamas_kernels.triton.packed_rows import GROUP, ZERO_CODE, unit_of
 
@@ -161,12 +161,11 @@ def packed_dense_kernel(
         highest, weighted = higher, updated
     if CHAINED:
         gdc_launch_dependents()
-    place = part_ptr + (line * splits + split) * (D_V_PAD + 2)
+    place = part_ptr + (line * splits + split) * (D_V_PAD + FACTS)
     for part in tl.static_range(D_V // size_v):
         column = part * size_v + tl.arange(0, size_v)
-        store_part_of(place, real, weighted[part], column)
-    tl.store(place, highest, mask=real)
-    tl.store(place + 1, weight, mask=real)
+        store_columns(place, real, weighted[part], column)
+    store_facts(place, real, highest, weight)
 
 
 def launch_packed(
