@@ -2,7 +2,8 @@
 
     python docs/measure_serve.py DOCUMENT [-m MODEL] [--clients 32] [--seconds 300] [--leave 0.2]
 
-Each client asks questions over a real socket, streamed, and may leave in the middle of an answer. Every
+Each client asks questions over a real socket, streamed, and may leave in the middle of an answer. Clients run
+in processes of their own, as real ones do: in the server's they would take its interpreter's time. Every
 whole answer must be the one that the same question gets alone, through the Python interface. Prints the time
 to the first token while the server is idle, answers, refusals, departures and faults, tokens a second, and
 the resident memory after each tenth of the time; exits with 1 where an answer differs, an error is not meant,
@@ -21,8 +22,11 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from contextlib import AbstractContextManager, suppress
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, NamedTuple
 
 import httpx2
 import psutil
@@ -38,24 +42,33 @@ from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
 
 QUESTIONS = [f"What does part {number} of the text say?" for number in range(1, 9)]
+PROCESSES = 4  # that clients run in
 GROWTH = 0.05  # the share of the first tenth's memory that the rest of the time may add
 
 
-class Clients:
-    """What all clients saw."""
+class Seen(NamedTuple):
+    """What clients of one process saw. tokens_per_second: of whole answers, up to the last one's end."""
 
-    def __init__(self, address: str, expected: dict[str, str], leave: float, until: float) -> None:
-        self.address, self.expected, self.leave, self.until = address, expected, leave, until
-        self.seen: Counter[str] = Counter()
+    counts: Counter[str]
+    tokens_per_second: float
+    wrong: list[str]
+
+
+class Clients:
+    """Clients of a server. expected: the answer to each question. leave: the share of answers left early."""
+
+    def __init__(self, address: str, expected: dict[str, str] | None = None, leave: float = 0.0) -> None:
+        self.address, self.expected, self.leave = address, expected or {}, leave
+        self.counts: Counter[str] = Counter()
         self.tokens = 0
         self.wrong: list[str] = []
         self._lock = threading.Lock()
 
-    def ask_until_the_end(self, number: int) -> None:
+    def ask_until(self, end: float, number: int) -> None:
         """Runs one client."""
         chance = random.Random(number)
         with httpx2.Client(timeout=600) as client:
-            while time.monotonic() < self.until:
+            while time.monotonic() < end:
                 try:
                     self._ask(client, chance)
                 except Exception as error:
@@ -75,11 +88,12 @@ class Clients:
 
     def _streamed(self, client: httpx2.Client, question: str) -> AbstractContextManager[httpx2.Response]:
         body = {"messages": [{"role": "user", "content": question}], "stream": True}
+        body |= {"stream_options": {"include_usage": True}}
         return client.stream("POST", f"{self.address}v1/chat/completions", json=body)
 
     def _ask(self, client: httpx2.Client, chance: random.Random) -> None:
         question, leaves = chance.choice(QUESTIONS), chance.random() < self.leave
-        text, events = "", chance.randrange(1, 12)
+        text, tokens, events = "", 0, chance.randrange(1, 12)
         with self._streamed(client, question) as response:
             if response.status_code == 429:
                 self._saw("refused")
@@ -91,20 +105,32 @@ class Clients:
                 if "error" in event:
                     self._saw("errors", str(event["error"]))
                     return
+                if "usage" in event:
+                    tokens = event["usage"]["completion_tokens"]
+                    continue
                 text += event["choices"][0]["delta"].get("content", "")
-                self.tokens += 1
                 events -= 1
                 if leaves and events <= 0:
                     self._saw("left")
                     return
         same = text.rstrip() == self.expected[question]
-        self._saw("answered", "" if same else f"{question}: {text!r} is not {self.expected[question]!r}")
+        wrong = "" if same else f"{question}: {text!r} is not {self.expected[question]!r}"
+        self._saw("answered", wrong, tokens)
 
-    def _saw(self, what: str, wrong: str = "") -> None:
+    def _saw(self, what: str, wrong: str = "", tokens: int = 0) -> None:
         with self._lock:
-            self.seen[what] += 1
+            self.counts[what] += 1
+            self.tokens += tokens
             if wrong:
                 self.wrong.append(wrong)
+
+
+def seen_by(address: str, expected: dict[str, str], leave: float, seconds: float, numbers: range) -> Seen:
+    """What these clients see in that time, in threads of this process."""
+    clients, begun = Clients(address, expected, leave), time.monotonic()
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        deque(pool.map(partial(clients.ask_until, begun + seconds), numbers), maxlen=0)
+    return Seen(clients.counts, clients.tokens / (time.monotonic() - begun), clients.wrong)
 
 
 def _event(line: str) -> dict[str, Any] | None:
@@ -115,7 +141,8 @@ def _event(line: str) -> dict[str, Any] | None:
 def _told(line: str) -> str:
     """The text of a line's event."""
     event = _event(line)
-    return "" if event is None else event["choices"][0]["delta"].get("content", "")
+    choices = [] if event is None else event["choices"]
+    return choices[0]["delta"].get("content", "") if choices else ""
 
 
 def main() -> int:
@@ -143,38 +170,35 @@ def main() -> int:
     )
     limits = Limits(parallel=chosen.parallel, waiting=chosen.clients // 2)
     memory: list[int] = []
-    told: list[Clients] = []
+    told: list[Seen] = []
 
     def attend(address: str) -> None:
-        clients = Clients(address, expected, chosen.leave, time.monotonic())
-        told.append(clients)
-        clients.first_token()  # compiles kernels
-        print(f"first token, idle: {clients.first_token():.3f} s", flush=True)
-        clients.until = time.monotonic() + chosen.seconds
-        threads = [
-            threading.Thread(target=clients.ask_until_the_end, args=(number,))
-            for number in range(chosen.clients)
-        ]
-        for thread in threads:
-            thread.start()
+        Clients(address).first_token()  # compiles kernels
+        print(f"first token, idle: {Clients(address).first_token():.3f} s", flush=True)
+        share = partial(seen_by, address, expected, chosen.leave, chosen.seconds)
+        groups = [range(first, chosen.clients, PROCESSES) for first in range(min(PROCESSES, chosen.clients))]
+        seen = [processes.submit(share, numbers) for numbers in groups]
         for _ in range(10):
             time.sleep(chosen.seconds / 10)
             memory.append(psutil.Process().memory_info().rss)
-        for thread in threads:
-            thread.join()
+        told.extend(future.result() for future in seen)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with Server(runtime, found, Sampling(), limits, None) as server:
+    with (
+        ProcessPoolExecutor(PROCESSES, get_context("spawn")) as processes,
+        Server(runtime, found, Sampling(), limits, None) as server,
+    ):
+        deque(processes.map(abs, range(PROCESSES)), maxlen=0)  # their imports take none of the time measured
         server.open(lambda event: None)
         server.run("127.0.0.1", 0, lambda address: threading.Thread(target=attend, args=(address,)).start())
-    (clients,) = told
     growth = memory[-1] / memory[0] - 1
-    with suppress(IndexError):
-        print("the first fault:", clients.wrong[0])
-    print(f"{dict(clients.seen)}, {len(clients.wrong)} faults")
-    print(f"{clients.tokens / chosen.seconds:.1f} tokens/s in all")
+    wrong = [fault for seen in told for fault in seen.wrong]
+    if wrong:
+        print("the first fault:", wrong[0])
+    print(f"{dict(sum((seen.counts for seen in told), Counter()))}, {len(wrong)} faults")
+    print(f"{sum(seen.tokens_per_second for seen in told):.1f} tokens/s in all")
     print("resident GB:", *(f"{size / 1e9:.2f}" for size in memory), f"({growth:+.1%})")
-    return 1 if clients.wrong or growth > GROWTH else 0
+    return 1 if wrong or growth > GROWTH else 0
 
 
 if __name__ == "__main__":
