@@ -35,6 +35,7 @@ from adamas_cli.engine.batch import Batch, Seat
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.steps.apart import Row, StepsApart
 from adamas_cli.engine.timeline import Timeline
 
 ON_GPU = torch.cuda.is_available()
@@ -218,6 +219,29 @@ class Counting:
         return torch.zeros(len(tokens), 1), Drawn(tokens + 1, torch.ones(len(tokens)))
 
 
+@pytest.mark.parametrize("name", ["full", "windows"])
+def test_one_pass_takes_several_tokens_of_any_sequence(loaded, name):
+    """As many as a draft has; some are given back."""
+    steps = StepsApart.of(Model.of(loaded[name]), captures=False)
+    for length in (70, 35):
+        timeline = opened(loaded[name], length, FULL)
+        cache, wrong, new = timeline.cache, numbers(4, seed=8), numbers(4, seed=9)
+        row = Row(cache, timeline._answering(sparse=False))
+        cache.begin_answer(row.mode)
+        for tokens, kept in ((np.concatenate([new[:1], wrong[1:]]), 1), (new[1:3], 2), (new[3:], 1)):
+            row.tokens, row.token = cache.get_seq_length(), torch.from_numpy(tokens).long().to(DEVICE)
+            logits, _ = steps.step([row])
+            row.settle()
+            cache.tell_length()
+            before = cache.get_seq_length() - len(tokens)
+            said = torch.tensor([[*timeline.ids, *new[: before - length], *tokens]])
+            with torch.no_grad():
+                expected = small(name).double()(said).logits[0, -len(tokens) :]
+            torch.testing.assert_close(logits.double().cpu(), expected, rtol=1e-3, atol=1e-3)
+            cache.retract_in_place(before + kept)
+    assert sorted(tokens for _, _, tokens in steps._passes if tokens > 1) == [2, 4]
+
+
 def test_a_step_takes_tokens_that_are_expected():
     """So that a GPU has all answers' next step before the host has seen their tokens."""
     batch = Batch(SimpleNamespace(dense=None))
@@ -264,7 +288,7 @@ def test_a_graph_gives_the_tokens_of_its_launches(name, attention, dtype):
         found.append(in_turns(*answers[:5], chain(*answers[5:7]), *answers[7:]))
         passes = batch._together._steps._passes
         assert all((one.graph is not None) == graphs for one in passes.values())
-        assert {size for _, size in passes} >= {1, 2, 4, 8, 16}
+        assert {size for _, size, _ in passes} >= {1, 2, 4, 8, 16}
     assert found[0] == found[1]
 
 

@@ -31,6 +31,7 @@ from adamas_cli.engine.events import Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.sampling import GuidedSampling, Sampling
+from adamas_cli.engine.steps.apart import StepsApart
 from adamas_cli.engine.steps.captured import CapturedSteps
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.engine.timeline import Timeline
@@ -49,6 +50,9 @@ class Launched:
         logits = self.timeline.model.forward(tokens, self.timeline.cache, mode, every=True)
         weight, token = logits.max(-1)
         return logits, Drawn(token, weight) if len(tokens) == 1 else None
+
+    def captured(self, mode: Mode, new: int) -> bool:
+        return True
 
 
 def opened(name: str, attention, drafts: str) -> Timeline:
@@ -118,7 +122,7 @@ def test_answers_stop_where_they_would_without_drafts(drafts):
     whole, _ = answer(opened("qwen2", FULL, "off"))
     stop = max(set(whole), key=whole.index)  # the last token that is new
     timeline = opened("qwen2", FULL, drafts)
-    timeline._costs = Costs(GPU_COSTS, 1e-6)
+    timeline._costs = Costs(GPU_COSTS)
     found, done = answer(timeline, stop_ids=(stop,), keep=True)
     said = whole[: whole.index(stop)]
     assert (found, done.finish_reason) == (said, "stop")
@@ -129,7 +133,7 @@ def test_answers_stop_where_they_would_without_drafts(drafts):
 def test_drafts_begin_on_their_own_where_an_answer_repeats_itself():
     whole, _ = answer(opened("qwen2", FULL, "off"))
     timeline = opened("qwen2", FULL, "auto")
-    timeline._costs = Costs(GPU_COSTS, 1e-6)  # a set-up that is saved at once
+    timeline._costs = Costs(GPU_COSTS)
     found, done = answer(timeline)
     assert found == whole
     assert done.drafted.accepted > 0
@@ -277,6 +281,7 @@ def test_captured_passes_need_nothing_of_the_host(monkeypatch, name, attention):
         Model.of(Loaded(model)).dense = TritonBackend()
     timeline = timeline_of(model, "auto")
     steps = timeline._stepper._captured = AsCaptured(timeline.model, timeline.cache)
+    monkeypatch.setattr(Stepper, "_row_for", lambda stepper, mode: None)  # graphs of this cache alone
 
     def propose(drafter: Drafter, most: int, left: int) -> list[int]:
         at = len(drafter._text) - 67
@@ -306,14 +311,14 @@ def repeating(costs: Costs, tokens: int, left: int = 1000) -> list[int]:
 
 def measured(setup: float) -> Costs:
     """Costs of a GPU that has taken steps of a millisecond."""
-    costs = Costs(GPU_COSTS, setup)
+    costs = Costs(GPU_COSTS, lambda size: setup)
     for _ in range(3):
         costs.took(1, 0.001)
     return costs
 
 
 def test_a_size_is_begun_once_its_passes_would_have_saved_the_setup():
-    assert not any(repeating(Costs(GPU_COSTS, 0.02), 100))  # how long a step takes is not known
+    assert not any(repeating(Costs(GPU_COSTS, lambda size: 0.02), 100))  # how long a step takes is not known
     begun = [next(at for at, size in enumerate(repeating(measured(s), 200)) if size) for s in (0, 0.02, 0.05)]
     assert begun[0] < begun[1] < begun[2]
     assert 20 < begun[1] < 40  # each token would have saved most of a step
@@ -355,7 +360,8 @@ def test_captured_drafts_give_the_tokens_of_captured_steps(name, attention, temp
     found, done = answer(other, sampling, keep=True)
     assert found == expected
     assert done.drafted.proposed >= done.drafted.accepted > 0
-    assert {size for _, size in other._stepper._captured._graphs} > {1}
+    own = {size for _, size in other._stepper._captured._graphs}
+    assert own == {1} if attention is FULL else own > {1}
     assert (other.step_reason, other.draft_reason) == (None, None)
     assert other.answered == one.answered
     assert other.cache.extent.lengths.tolist() == [other.length]
@@ -389,7 +395,11 @@ def test_a_captured_pass_gives_the_logits_of_its_steps_and_its_tokens_back(size,
     found, greedy = timeline._stepper.steps(new, mode)
     assert greedy is None
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-3)
-    assert len([1 for _, tokens in timeline._stepper._captured._graphs if tokens == size]) == 1
+    own = [tokens for _, tokens in timeline._stepper._captured._graphs]
+    shared = [new for _, _, new in StepsApart.of(timeline.model, captures=True)._passes]
+    assert [n for n in (own + shared) if n > 1] == [size]
+    assert (size in own) == (attention is SPARSE)
+    assert timeline._stepper.captured(mode, size)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,5 @@
-"""The caches of several sequences as one cache for a pass that takes one token of each, where each of them
-lies.
+"""The caches of several sequences as one cache for a pass that takes a token of each, or a few, where each of
+them lies.
 
 To the model such a pass is one of several new tokens. Only attention, which is computed here, tells the
 sequences apart; so layers must attend and do nothing else across tokens.
@@ -14,7 +14,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from adamas_kernels.contract import APART_FIELDS, AnyCache, ApartCache, StepsApart, place_of
+from adamas_kernels.contract import APART_FIELDS, LARGEST_STEP, AnyCache, ApartCache, StepsApart, place_of
 from adamas_kernels.softmax import Softmax
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
@@ -28,7 +28,7 @@ from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.cache.tally import Tally
 
 ROOM_AHEAD = 64  # tokens: asking every layer for room takes a while
-SPARE_TOKENS = 16  # room of the sequence in unused rows; each pass overwrites its first token
+SPARE_TOKENS = LARGEST_STEP  # room of the sequence in unused rows; each pass overwrites its first tokens
 
 
 def apart_obstacle(cache: KVCache) -> str | None:
@@ -68,12 +68,14 @@ class ApartLayer(Layer, CacheLayerMixin):
         self, module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, scaling: float,
         softmax: Softmax, mode: Mode,
     ) -> Tensor:  # fmt: skip
-        """Append a token of each of N sequences, keys and values [1, K, N, D], to its own cache, and attend
-        from queries [1, H, N, D].
+        """Append N / `size` tokens of each sequence, keys and values [1, K, N, D], to its own cache, and
+        attend from queries [1, H, N, D].
         """
         kept, tally = self._kept, self._kept.tally
         cache = ApartCache(self.like, kept.extent.lengths, self._places, kept.room, self._shares)
-        new_queries, new_keys, new_values = (x.transpose(0, 2) for x in (queries, keys, values))
+        new_queries, new_keys, new_values = (
+            x[0].unflatten(1, (kept.size, kept.new)).transpose(0, 1) for x in (queries, keys, values)
+        )
         new = new_queries, new_keys, new_values
         if mode.sparse is not None and cache.chooses:
             backend = cast(StepsApart, mode.sparse.backend)
@@ -82,7 +84,7 @@ class ApartLayer(Layer, CacheLayerMixin):
         else:
             softmax = replace(softmax, window=self._window) if self._window is not None else softmax
             out, _ = cast(StepsApart, mode.dense).dense_step(*new, cache, scaling, softmax)
-        return out.transpose(0, 2)
+        return out.transpose(0, 1).flatten(1, 2).unsqueeze(0)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """See `FullLayer.get_mask_sizes`; there are no masks in a pass."""
@@ -105,10 +107,12 @@ class OneOfMany:
     mode: Mode
     tokens: int
 
-    def make_room(self) -> int:
-        """Changes: the cache counts all tokens and has room for the next ones; returns how many of those."""
+    def make_room(self, new: int = 1) -> int:
+        """Changes: the cache counts all tokens and has room for the next ones, at least `new`; returns how
+        many fit it.
+        """
         self.settle()
-        room = max(1, min(ROOM_AHEAD, self.cache.capacity - self.tokens))
+        room = max(new, min(ROOM_AHEAD, self.cache.capacity - self.tokens))
         self.cache.make_room(room)
         return self.tokens + room
 
@@ -126,17 +130,18 @@ class OneOfMany:
 
 class CachesApart(KVCache):
     """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there
-    is one. like: a cache of such a sequence. room: maximum tokens that fit any of them.
+    is one. like: a cache of such a sequence. room: maximum tokens that fit any of them. new: tokens of each
+    sequence in a pass, at most SPARE_TOKENS.
 
-    extent: lengths int32 [size]; `advance` counts a token of each sequence.
+    extent: lengths int32 [size]; `advance` counts the tokens of each sequence.
     """
 
-    def __init__(self, like: KVCache, mode: Mode, size: int, room: int) -> None:
+    def __init__(self, like: KVCache, mode: Mode, size: int, room: int, new: int = 1) -> None:
         device = like.extent.lengths.device
         lengths = torch.zeros(size, dtype=torch.int32, device=device)
         extent = Extent(lengths, reach=like.extent.reach, shift=like.extent.shift)
         alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
-        self.size, self.room = size, room
+        self.size, self.room, self.new = size, room, new
         self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))
         shape = len(like.kept), size + 1, len(APART_FIELDS)
         self._places = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -154,8 +159,8 @@ class CachesApart(KVCache):
         self.seat([])
 
     def seat(self, sequences: Sequence[OneOfMany]) -> None:
-        """Changes: the first rows are these sequences', each of which must have room for a token; the others
-        are unused. Raises ValueError if one does not fit the others.
+        """Changes: the first rows are these sequences', each of which must have room for its tokens; the
+        others are unused. Raises ValueError if one does not fit the others.
         """
         seated = _seated(sequences)
         if seated == self._seated:
@@ -168,13 +173,13 @@ class CachesApart(KVCache):
         unused = self.size - len(caches)
         self._places.copy_(torch.tensor(rows))
         self.extent.lengths.copy_(torch.tensor([one.tokens for one in sequences] + [0] * unused))
-        self._present.copy_(torch.tensor([1] * len(caches) + [0] * unused))
+        self._present.copy_(torch.tensor([self.new] * len(caches) + [0] * unused))
         self._seated = seated
 
     def count_step(self, sequences: Sequence[OneOfMany]) -> None:
-        """Changes: the sequences that were seated for a step have one more token."""
+        """Changes: the sequences that were seated for a step have its tokens."""
         for one in sequences:
-            one.tokens += 1
+            one.tokens += self.new
         self._seated = _seated(sequences)
 
     def _rows(
@@ -213,7 +218,7 @@ class CachesApart(KVCache):
         return self.tally.counts, tally.counts
 
     def advance(self, tokens: int, mode: Mode) -> None:
-        """Changes: each sequence has one more token, on the device."""
+        """Changes: each sequence has its new tokens, on the device."""
         self.extent.lengths += self._present
 
 

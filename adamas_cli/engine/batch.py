@@ -81,7 +81,7 @@ class _Apart:
     ahead = True
 
     def __init__(self, model: Model, *, captures: bool) -> None:
-        self._steps = StepsApart(model, captures=captures)
+        self._steps = StepsApart.of(model, captures=captures)
 
     def row(self, cache: KVCache, mode: Mode) -> Row:
         return Row(cache, mode)

@@ -5,7 +5,7 @@ it. One pass of the model checks several tokens, so correct ones cost a fraction
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from adamas_kernels.contract import LARGEST_STEP
@@ -136,11 +136,13 @@ class Costs:
     other load on a machine only adds to them.
     """
 
-    def __init__(self, expected: Mapping[int, float] = COSTS, setup: float = 0.0) -> None:
-        """expected: before passes are measured. setup: seconds that the first pass of a size takes longer; it
-        is not taken before drafts of that size would have saved as much.
+    def __init__(
+        self, expected: Mapping[int, float] = COSTS, setup: Callable[[int], float] = lambda size: 0.0
+    ) -> None:
+        """expected: before passes are measured. setup: seconds that the next pass of a size takes longer,
+        because it needs some set-up; it is not taken before drafts of that size would have saved as much.
         """
-        self._expected, self._setup = expected, setup
+        self._expected, self.setup = expected, setup
         self._seconds = {size: deque[float](maxlen=8) for size in (1, *SIZES)}
         self._missed = dict.fromkeys(SIZES, 0.0)  # seconds that passes of sizes not begun would have saved
         self._begun: set[int] = set()
@@ -166,7 +168,7 @@ class Costs:
 
     def begun(self, size: int) -> bool:
         """Whether passes of this size need no set-up."""
-        return not self._setup or size in self._begun
+        return not self.setup(size)
 
     def begins(self, size: int, saving: float, left: int) -> bool:
         """Whether to take a pass of this size, which may save this part of a step for each token, with this
@@ -176,7 +178,7 @@ class Costs:
             return True
         seconds = saving * min(self._seconds[1], default=0.0)
         self._missed[size] += seconds
-        return min(self._missed[size], left * seconds) >= self._setup
+        return min(self._missed[size], left * seconds) >= self.setup(size)
 
 
 class Drafter:

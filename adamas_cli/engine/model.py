@@ -43,7 +43,8 @@ class Model:
     placement: of keys and values; is_fused: whether it computes with Triton's kernels; rotation: how
     positions rotate, as far as that depends on text length; restarts: whether a pass of several tokens after
     others must be taken one token at a time; takes_positions: whether it is told the tokens' positions;
-    ranks: that share it, each with a part of its heads.
+    ranks: that share it, each with a part of its heads; shared: what its timelines made for all of them, by
+    what it is.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -54,6 +55,7 @@ class Model:
         self.shape = shape_of_config(self.config)
         self.unserved = self.shape.obstacle
         self.placement = placement_on(self.device)
+        self.shared: dict[object, object] = {}
         self.is_fused = obstacle("triton", self.device) is None
         self.dense: Backend | None = None
         parameters = inspect.signature(self.module.forward).parameters

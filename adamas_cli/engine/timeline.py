@@ -30,7 +30,7 @@ from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.checking import Checked, CheckedAhead
 from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.decoding import Alone, OneByOne, Passes, Saying
-from adamas_cli.engine.drafts import CAPTURE, GPU_COSTS, Costs, Drafter
+from adamas_cli.engine.drafts import CAPTURE, COSTS, GPU_COSTS, Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
@@ -118,7 +118,7 @@ class Timeline(Mirrored):
         self.model = Model.of(loaded)
         self.batch = batch
         self.drafts = drafts
-        self._costs = Costs(GPU_COSTS, CAPTURE) if self.model.device.type == "cuda" else Costs()
+        self._costs = Costs(GPU_COSTS if self.model.device.type == "cuda" else COSTS)
         self.attention = attention
         self._announce = announce or log.info
         self._said: set[str] = set()
@@ -646,6 +646,8 @@ class Timeline(Mirrored):
         """The tokens of an answer after a prompt, int [n]."""
         if self.drafts == "off" or self._draft_obstacle(mode) is not None:
             return OneByOne(passes, sampler, self.logits, self.model.ranks)
+        if self._stepper.on_gpu:
+            self._costs.setup = lambda size: 0.0 if self._stepper.captured(mode, size) else CAPTURE
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")
         checked = CheckedAhead if self._stepper.on_gpu else Checked
         return checked(passes, self.cache, mode, sampler, drafter, self.logits)

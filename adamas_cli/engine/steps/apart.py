@@ -1,8 +1,9 @@
 """A token of each of several sequences in one pass through the model's own layers, for GPUs: weights are read
-once for all of them, and Triton's kernels follow each sequence to its own keys, values and codes.
+once for all of them, and Triton's kernels follow each sequence to its own keys, values and codes. Or a few
+tokens of one sequence, which check a draft.
 
-On a GPU a pass is a CUDA graph, one for each number of rows. Which sequences have the rows is told in tensors
-on the device, so that one graph serves all sequences that attend alike.
+On a GPU a pass is a CUDA graph, one for each number of rows or tokens. Which sequences have the rows is told
+in tensors on the device, so that one graph serves all sequences that attend alike.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Likeness(NamedTuple):
 
 
 class Row(OneOfMany):
-    """A sequence as one row of a step. token: the next one, int64 [1]. room: tokens that its cache has room
-    for.
+    """A sequence as one row of a step. token: the next one, int64 [1], or several [n]. room: tokens that its
+    cache has room for.
     """
 
     def __init__(self, cache: KVCache, mode: Mode) -> None:
@@ -92,24 +93,36 @@ class _Pass:
 class StepsApart:
     """The steps of several sequences over one model, each in a cache of its own.
 
-    captures: replay passes as CUDA graphs. announce: called if that turns out to be impossible.
+    captures: replay passes as CUDA graphs, until that turns out to be impossible. announce: called then.
     """
 
     def __init__(self, model: Model, *, captures: bool, announce: Callable[[str], None] = log.info) -> None:
         self._model, self._announce = model, announce
-        self._captures = captures and model.device.type == "cuda"
-        self._passes: dict[tuple[Likeness, int], _Pass] = {}
+        self.captures = captures and model.device.type == "cuda"
+        self._passes: dict[tuple[Likeness, int, int], _Pass] = {}
+
+    @classmethod
+    def of(cls, model: Model, *, captures: bool) -> StepsApart:
+        """The one of a model, whose graphs serve all its caches."""
+        if (cls, captures) not in model.shared:
+            model.shared[cls, captures] = cls(model, captures=captures)
+        found = model.shared[cls, captures]
+        assert isinstance(found, cls)
+        return found
 
     def step(self, rows: Sequence[Row]) -> tuple[Tensor, Drawn]:
-        """Append a token, int64 [1], to each sequence, at most LARGEST_STEP, which attend alike. Returns the
-        logits after each, [n, vocabulary], and the greedy tokens, int64 [n], with their logits.
+        """Append a token, int64 [1], to each sequence, at most LARGEST_STEP, which attend alike; or several,
+        int64 [n], to one that attends fully. Returns the logits after each, [n, vocabulary], and the greedy
+        tokens, int64 [n], with their logits.
         """
+        new = len(rows[0].token)
         for row in rows:
-            if row.tokens >= row.room:
-                row.room = row.make_room()
-        taken = self._pass(rows)
+            if row.tokens + new > row.room:
+                row.room = row.make_room(new)
+        taken = self._pass(rows, new)
         taken.caches.seat(rows)
-        taken.tokens[: len(rows)] = _side_by_side([row.token for row in rows])
+        count = len(rows) * new
+        taken.tokens[:count] = _side_by_side([row.token for row in rows])
         if taken.graph is not None:
             taken.graph.replay()
         else:
@@ -117,25 +130,31 @@ class StepsApart:
         taken.caches.count_step(rows)
         assert taken.logits is not None
         assert taken.drawn is not None
-        return taken.logits[: len(rows)].clone(), Drawn(*(x[: len(rows)].clone() for x in taken.drawn))
+        return taken.logits[:count].clone(), Drawn(*(x[:count].clone() for x in taken.drawn))
 
     def prepare(self, row: Row) -> None:
         """Have the pass of a sequence alone compiled and captured."""
-        self._pass([row])
+        self._pass([row], 1)
 
-    def _pass(self, rows: Sequence[Row]) -> _Pass:
-        """The pass for these sequences, captured at its first use."""
+    def captured(self, row: Row, new: int) -> bool:
+        """Whether this many tokens of a sequence need no new graph."""
+        known = self._passes.get((row.likeness, 1, new))
+        return known is not None and known.caches.room >= row.cache.capacity
+
+    def _pass(self, rows: Sequence[Row], new: int) -> _Pass:
+        """The pass for `new` tokens of each of these sequences, captured at its first use."""
         first = rows[0]
         size = next(size for size in ROWS if size >= len(rows))
         room = max(row.cache.capacity for row in rows)
-        known = self._passes.get((first.likeness, size))
+        key = first.likeness, size, new
+        known = self._passes.get(key)
         if known is None or known.caches.room < room:
-            self._passes.pop((first.likeness, size), None)
-            caches = CachesApart(first.cache, first.mode, size, 1 << (room - 1).bit_length())
-            known = _Pass(caches, torch.zeros(size, dtype=torch.int64, device=self._model.device))
-            if self._captures:
+            self._passes.pop(key, None)
+            caches = CachesApart(first.cache, first.mode, size, 1 << (room - 1).bit_length(), new)
+            known = _Pass(caches, torch.zeros(size * new, dtype=torch.int64, device=self._model.device))
+            if self.captures:
                 self._capture(known)
-            self._passes[first.likeness, size] = known
+            self._passes[key] = known
         return known
 
     def _capture(self, one: _Pass) -> None:
@@ -156,7 +175,7 @@ class StepsApart:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._captures = False
+            self.captures = False
             self._announce(f"no CUDA graph: {str(error).partition(chr(10))[0]}")
             return
         one.graph = graph
@@ -164,6 +183,9 @@ class StepsApart:
     def _run(self, one: _Pass) -> None:
         caches = one.caches
         positions = caches.extent.positions()
+        if caches.new > 1:
+            ahead = torch.arange(caches.new, device=positions.device)
+            positions = (positions[..., None] + ahead).flatten(1)
         one.logits = self._model.forward(one.tokens, caches, caches.mode, every=True, positions=positions)
         weights, tokens = one.logits.max(-1)
         one.drawn = Drawn(tokens, weights.float())

@@ -74,10 +74,10 @@ class CapturedSteps:
         """
         new = len(tokens)
         self._cache.make_room(new)
-        graph = self._graphs.get((mode, new))
-        if graph is None or graph.version != self._cache.extent.version:
+        if not self.captured(mode, new):
             self._graphs.pop((mode, new), None)
-            graph = self._graphs[mode, new] = self._capture(tokens, mode)
+            self._graphs[mode, new] = self._capture(tokens, mode)
+        graph = self._graphs[mode, new]
         if tokens is not graph.tokens:
             graph.tokens.copy_(tokens)
         if mode.tally is not None:
@@ -85,6 +85,11 @@ class CapturedSteps:
         graph.graph.replay()
         self._cache.count(new, mode)
         return graph.logits, graph.drawn
+
+    def captured(self, mode: Mode, new: int) -> bool:
+        """Whether this many tokens need no new graph."""
+        graph = self._graphs.get((mode, new))
+        return graph is not None and graph.version == self._cache.extent.version
 
     def _capture(self, tokens: Tensor, mode: Mode) -> _Graph:
         cache, device = self._cache, tokens.device

@@ -12,7 +12,7 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.sampler import Drawn
-from adamas_cli.engine.steps.apart import rows_obstacle
+from adamas_cli.engine.steps.apart import Row, StepsApart, rows_obstacle
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import SPLIT, NoCompiledFormError
@@ -37,6 +37,7 @@ class Stepper:
         self._model, self._cache, self._announce = model, cache, announce
         self._compiled: CompiledSteps | None = None
         self._captured: CapturedSteps | None = None
+        self._row: Row | None = None  # of the passes of several tokens that attend fully
         self._uncheckable = _capture_obstacle(model, cache)
         self.reason: str | None = None
         if model.device.type == "cuda":
@@ -103,6 +104,8 @@ class Stepper:
         """
         if self._compiled is not None and self.runs_compiled(mode):
             return self._compiled.step(Entry(self._cache, tokens.tolist(), mode)), None
+        if len(tokens) > 1 and (row := self._row_for(mode)) is not None:
+            return self._step_apart(row, tokens), None
         if (captured := self._captured_for(mode)) is not None:
             try:
                 return captured.step(tokens, mode)
@@ -113,6 +116,38 @@ class Stepper:
                     raise
                 self._give_up(len(tokens), str(error).partition("\n")[0])
         return self._model.forward(tokens, self._cache, mode, every=True), None
+
+    def captured(self, mode: Mode, new: int) -> bool:
+        """Whether a step of this many tokens needs no new CUDA graph."""
+        if self._captured is None:
+            return True
+        row = self._row_for(mode)
+        if row is None:
+            return self._captured.captured(mode, new)
+        return StepsApart.of(self._model, captures=True).captured(row, new)
+
+    def _row_for(self, mode: Mode) -> Row | None:
+        """The cache as a row of passes whose graphs serve all caches of the model, if those take several
+        tokens in this mode.
+        """
+        if self._captured is None or mode.sparse is not None or not self._cache.get_seq_length():
+            return None
+        if rows_obstacle(self._model, self._cache, None) is not None:
+            return None
+        if self._row is None or self._row.mode != mode:
+            self._row = Row(self._cache, mode)
+        return self._row
+
+    def _step_apart(self, row: Row, tokens: Tensor) -> Tensor:
+        """The logits after each of several tokens, [n, vocabulary]."""
+        together = StepsApart.of(self._model, captures=True)
+        row.tokens, row.token = self._cache.get_seq_length(), tokens
+        logits, _ = together.step([row])
+        row.settle()
+        self._cache.tell_length()
+        if not together.captures:
+            self._give_up(len(tokens), "the pass is no CUDA graph")
+        return logits
 
     def _give_up(self, tokens: int, reason: str) -> None:
         """Steps of this many tokens cannot be captured."""
