@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from adamas_kernels.contract import SparseSettings
+from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from adamas_kernels.triton.backend import TritonBackend
 from layer_caches import poisoned_memory
 from test_drafts import Loaded, numbers
@@ -33,9 +33,11 @@ from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch, Seat
 from adamas_cli.engine.model import Model
+from adamas_cli.engine.reading import Reader
 from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.apart import Row, StepsApart
+from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.engine.timeline import Timeline
 
 ON_GPU = torch.cuda.is_available()
@@ -240,6 +242,26 @@ def test_one_pass_takes_several_tokens_of_any_sequence(loaded, name):
             torch.testing.assert_close(logits.double().cpu(), expected, rtol=1e-3, atol=1e-3)
             cache.retract_in_place(before + kept)
     assert sorted(tokens for _, _, tokens in steps._passes if tokens > 1) == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["full", "windows"])
+def test_a_short_question_is_read_in_steps(monkeypatch, loaded, name):
+    """Whose graphs exist, where answers share them; what fills up the last step leaves no trace."""
+    monkeypatch.setattr(Stepper, "_give_up", lambda *of: None)  # in the interpreter nothing is captured
+    timeline = opened(loaded[name], 70, FULL, batch=Batch(Model.of(loaded[name])), drafts="off")
+    monkeypatch.setattr(Reader, "_read_chunk", None)
+    timeline._stepper._captured = timeline._stepper._captured or SimpleNamespace()
+    question = numbers(LARGEST_STEP + 5, seed=4)
+    *events, _ = timeline.answer(question, Sampling(), 2, (), keep=True)
+    read, tokens = events[:2], events[2:]
+    assert [(event.done, event.total, event.reused) for event in read] == [(70, 91, 70), (91, 91, 70)]
+    assert len(tokens) == 2
+    said = torch.tensor([[*numbers(70, seed=70), *question, tokens[0].id]])
+    with torch.no_grad():
+        expected = small(name).double()(said).logits[0, -2:]
+    assert [token.id for token in tokens] == expected.argmax(-1).tolist()
+    torch.testing.assert_close(timeline.logits.double().cpu(), expected[-1], rtol=1e-3, atol=1e-3)
+    assert timeline.ids[: len(said[0])].tolist() == said[0].tolist()
 
 
 def test_a_step_takes_tokens_that_are_expected():

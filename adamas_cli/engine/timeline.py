@@ -462,6 +462,10 @@ class Timeline(Mirrored):
         try:
             if sparse_from == "question":
                 self._feed(ids, mode)
+            elif self._reads_in_steps(len(ids), mode):
+                yield from self._announced(self._read_in_steps(ids, mode, start))
+                if keep:
+                    self._recent.append(self.mark())
             else:
                 tokens = self._on_device(ids)
                 for event in self._announced(self._reader.read(tokens, start, encode=sparse_from != "never")):
@@ -563,6 +567,26 @@ class Timeline(Mirrored):
         self.cache.begin_answer(mode)
         for token in self._on_device(ids).split(1):
             self.logits, _ = self._stepper.step(token, mode)
+
+    def _reads_in_steps(self, tokens: int, mode: Mode) -> bool:
+        """Whether a question of this many tokens is read as an answer's tokens are computed, which is full
+        attention too.
+        """
+        if self.sparse is not None or self.model.ranks is not None:
+            return False
+        return self._stepper.reads(tokens, mode, again=self._shares_steps(mode))
+
+    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Generator[Prefill]:
+        """Read a short question's tokens, int [n]. start: when the clock began."""
+        base, total = self.length, self.length + len(ids)
+
+        def read(done: int) -> Prefill:
+            return Prefill(done, total, base, time.perf_counter() - start, None, LARGEST_STEP, False)
+
+        yield read(base)
+        self.cache.begin_answer(mode)
+        self.logits = self._stepper.read(self._on_device(ids), mode)
+        yield read(total)
 
     def _decode(
         self,

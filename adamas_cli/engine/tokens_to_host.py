@@ -36,7 +36,10 @@ class TokenReader:
     def receive(self, sent: Sent) -> int:
         """A token that was sent, once. Raises NotFiniteError."""
         if sent.event is not None:
-            sent.event.synchronize()
+            if (
+                not sent.event.query()
+            ):  # waiting gives other threads the interpreter, even if there is no need
+                sent.event.synchronize()
             self._spare.append(sent)
         return sent.place.id()
 

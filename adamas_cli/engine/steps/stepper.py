@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
@@ -16,6 +17,10 @@ from adamas_cli.engine.steps.apart import Row, StepsApart, rows_obstacle
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import SPLIT, NoCompiledFormError
+
+# Tokens of a question, at most, that are read in steps. Launched kernel by kernel, a pass of a few tokens
+# takes as long as Python needs for its launches, several times as long as a step.
+READ_IN_STEPS = 4 * LARGEST_STEP
 
 
 class Stepper:
@@ -116,6 +121,27 @@ class Stepper:
                     raise
                 self._give_up(len(tokens), str(error).partition("\n")[0])
         return self._model.forward(tokens, self._cache, mode, every=True), None
+
+    def reads(self, tokens: int, mode: Mode, *, again: bool) -> bool:
+        """Whether `read` takes this many tokens faster than a pass of their own. again: whether other
+        questions will need its CUDA graph too, if there is none yet.
+        """
+        row = self._row_for(mode)
+        if row is None or tokens > READ_IN_STEPS:
+            return False
+        return again or StepsApart.of(self._model, captures=True).captured(row, LARGEST_STEP)
+
+    def read(self, tokens: Tensor, mode: Mode) -> Tensor:
+        """Append a few tokens, int64 [n], in steps of LARGEST_STEP, the last one filled up by tokens that are
+        given back. Returns the logits after the last token, [vocabulary].
+        """
+        row, part, logits = self._row_for(mode), tokens, tokens
+        assert row is not None
+        for part in tokens.split(LARGEST_STEP):
+            after = self._cache.get_seq_length() + len(part)
+            logits = self._step_apart(row, F.pad(part, (0, LARGEST_STEP - len(part))))
+            self._cache.retract_in_place(after)
+        return logits[len(part) - 1]
 
     def captured(self, mode: Mode, new: int) -> bool:
         """Whether a step of this many tokens needs no new CUDA graph."""
