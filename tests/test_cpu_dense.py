@@ -30,3 +30,17 @@ def test_queries_that_share_a_key_are_computed_as_each_alone(group):
     repeated = [part.repeat_interleave(group, 1) for part in whole]
     wanted = torch.nn.functional.scaled_dot_product_attention(queries.double(), *repeated)
     assert (found - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dim", [16, 48, 64])  # one vector, three, and pairs of them
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 5, 510, 511, 512, 513])
+def test_lengths_around_four_keys_and_a_segment(tokens, dim):
+    torch.manual_seed(tokens)
+    queries = torch.randn(1, 6, 1, dim)
+    whole = [torch.randn(1, 2, tokens + 1, dim) for _ in range(2)]
+    buffers = [torch.cat((part[:, :, :-1], torch.full((1, 2, 4, dim), torch.nan)), 2) for part in whole]
+    cache = DenseCache(*buffers, None, torch.tensor([tokens], dtype=torch.int32))
+    found = CpuBackend().dense_step(queries, *(part[:, :, -1:] for part in whole), cache, dim**-0.5)[0]
+    repeated = [part.double().repeat_interleave(3, 1) for part in whole]
+    wanted = torch.nn.functional.scaled_dot_product_attention(queries.double(), *repeated)
+    assert (found - wanted).abs().max() < 1e-5

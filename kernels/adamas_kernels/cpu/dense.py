@@ -11,14 +11,28 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from adamas_kernels.cpu.attend import cap_scores, weigh
 from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.enter import append_tokens
+from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.floats import Kind, RowKind, put_float, to_float
-from adamas_kernels.cpu.lanes import FLOATS, LANES, load, splat, splat_value, store, sum_lanes
+from adamas_kernels.cpu.lanes import (
+    F32,
+    I32,
+    LANES,
+    lane_numbers,
+    load,
+    max_lanes,
+    splat,
+    splat_value,
+    store,
+    sum_value,
+    where,
+)
 from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.packed_rows import centre_at, enter_query, row_lanes, row_number, turn
 from adamas_kernels.cpu.records import (
@@ -36,58 +50,165 @@ from adamas_kernels.cpu.rows import fused, lanes_of
 from adamas_kernels.cpu.tasks import STAGE
 
 ZERO, LEAST = np.float32(0), np.float32(-np.inf)
+# Keys whose products with a query are summed together, and vectors of values that share a loaded weight. Only
+# the registers of AVX-512 hold so many sums.
+KEYS, VECTORS = (4, 2) if "avx512f" in FEATURES else (1, 1)
 SCORES = DENSE_SEGMENT + LANES  # stride from one query's scores to the next
 
 
 @intrinsic
-def add_multiples(typing_context, totals, lanes, factors, at, step):
-    """Each of the totals plus `lanes` times LANES numbers from factors[at] on; `at` advances by `step` per
-    total.
+def add_multiples(typing_context, totals, tile, factors, at, step):
+    """Totals, one per query and vector of `tile`, plus that vector times LANES numbers from factors[at] on;
+    `at` advances by `step` per query.
     """
 
     def emit(context, builder, sig, args):
-        totals, lanes, factors, at, step = args
-        found = []
-        for total in cgutils.unpack_tuple(builder, totals):
-            found.append(fused(builder, lanes_of(context, builder, sig.args[2], factors, at), lanes, total))
-            at = builder.add(at, step)
-        return context.make_tuple(builder, sig.return_type, found)
+        def factor(at):
+            return lanes_of(context, builder, sig.args[2], args[2], at)
 
-    return totals(totals, FLOATS, factors, types.int64, types.int64), emit
+        return context.make_tuple(builder, sig.return_type, _added(builder, args, factor))
+
+    return totals(totals, tile, factors, types.int64, types.int64), emit
 
 
 @intrinsic
-def add_weighted(typing_context, totals, lanes, weights, at, step):
-    """Each of the totals plus `lanes` times weights[at]; `at` advances by `step` per total."""
+def add_weighted(typing_context, totals, tile, weights, at, step):
+    """Totals, one per query and vector of `tile`, plus that vector times weights[at]; `at` advances by `step`
+    per query.
+    """
 
     def emit(context, builder, sig, args):
-        totals, lanes, weights, at, step = args
-        data, found = context.make_array(sig.args[2])(context, builder, weights).data, []
-        for total in cgutils.unpack_tuple(builder, totals):
-            weight = splat_value(builder, builder.load(builder.gep(data, [at])))
-            found.append(fused(builder, lanes, weight, total))
-            at = builder.add(at, step)
-        return context.make_tuple(builder, sig.return_type, found)
+        data = context.make_array(sig.args[2])(context, builder, args[2]).data
 
-    return totals(totals, FLOATS, weights, types.int64, types.int64), emit
+        def factor(at):
+            return splat_value(builder, builder.load(builder.gep(data, [at])))
+
+        return context.make_tuple(builder, sig.return_type, _added(builder, args, factor))
+
+    return totals(totals, tile, weights, types.int64, types.int64), emit
+
+
+def _added(builder, args, factor):
+    totals, tile, _, at, step = args
+    totals, tile, found = cgutils.unpack_tuple(builder, totals), cgutils.unpack_tuple(builder, tile), []
+    for first in range(0, len(totals), len(tile)):
+        lanes = factor(at)
+        found += [fused(builder, a, lanes, b) for a, b in zip(tile, totals[first:], strict=False)]
+        at = builder.add(at, step)
+    return found
+
+
+@intrinsic
+def put_sums(typing_context, totals, offsets, offset, scaling, scores, at):
+    """Write (the sum of the lanes of a total + the query's offset) scaling, for KEYS neighbouring totals of
+    each query, to scores[at:]; `at` advances by SCORES per query and `offset`, an index, by 1.
+    """
+
+    def emit(context, builder, sig, args):
+        totals, offsets, offset, scaling, scores, at = args
+        totals, kind = cgutils.unpack_tuple(builder, totals), ir.VectorType(F32, KEYS)
+        offsets = context.make_array(sig.args[1])(context, builder, offsets).data
+        scores = context.make_array(sig.args[4])(context, builder, scores).data
+
+        def each(number):
+            one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(I32, 0))
+            return shuffled(builder, one, one, [0] * KEYS)
+
+        scaling = each(scaling)
+        for first in range(0, len(totals), KEYS):
+            offset_of_row = builder.load(builder.gep(offsets, [offset]))
+            sums = builder.fadd(_sums(builder, totals[first : first + KEYS]), each(offset_of_row))
+            place = builder.bitcast(builder.gep(scores, [at]), kind.as_pointer())
+            builder.store(builder.fmul(sums, scaling), place).align = 4
+            at = builder.add(at, ir.Constant(at.type, SCORES))
+            offset = builder.add(offset, ir.Constant(offset.type, 1))
+        return context.get_dummy_value()
+
+    return types.void(totals, offsets, types.int64, types.float32, scores, types.int64), emit
+
+
+def shuffled(builder, one, other, places):
+    """The lanes at these places of two vectors in a row."""
+    mask = ir.Constant(ir.VectorType(I32, len(places)), places)
+    return builder.shuffle_vector(one, other, mask)
+
+
+def _sums(builder, vectors):
+    """The sums of the lanes of KEYS vectors, as one vector. Of four, instructions serve all at once."""
+    if len(vectors) == 1:
+        total = sum_value(builder, vectors[0])
+        return builder.insert_element(
+            ir.Constant(ir.VectorType(F32, 1), ir.Undefined), total, ir.Constant(I32, 0)
+        )
+    a, b, c, d = vectors
+
+    def both(one, other, low, high):
+        """Lanes of both in each quarter, by their places in the two quarters in a row."""
+        quarters = [
+            [q + x % 4 + x // 4 * LANES for q in range(0, LANES, 4) for x in part] for part in (low, high)
+        ]
+        return builder.fadd(*(shuffled(builder, one, other, places) for places in quarters))
+
+    pairs = [both(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in ((a, b), (c, d))]
+    sums, size = both(*pairs, (0, 1, 4, 5), (2, 3, 6, 7)), LANES
+    while size > KEYS:
+        size //= 2
+        halves = (shuffled(builder, sums, sums, [*range(at, at + size)]) for at in (0, size))
+        sums = builder.fadd(*halves)
+    return sums
+
+
+if KEYS == 1:
+
+    @njit
+    def for_each_key(one):
+        """The same tuple for each of KEYS keys."""
+        return one
+
+    @njit
+    def key_tile(keys, at, stride, last, i, dim):
+        """LANES numbers from the i-th on of KEYS keys from keys[at] on."""
+        return (row_lanes(keys, at, i, dim),)
+
+else:
+
+    @njit
+    def for_each_key(one):
+        """The same tuple for each of KEYS keys."""
+        return one + one + one + one
+
+    @njit
+    def key_tile(keys, at, stride, last, i, dim):
+        """LANES numbers from the i-th on of KEYS keys from keys[at] on. The last key stands in for those
+        after it, so that a sum never depends on how many follow.
+        """
+        b, c, d = min(at + stride, last), min(at + 2 * stride, last), min(at + 3 * stride, last)
+        return (
+            row_lanes(keys, at, i, dim), row_lanes(keys, b, i, dim),
+            row_lanes(keys, c, i, dim), row_lanes(keys, d, i, dim),
+        )  # fmt: skip
 
 
 @njit
 def score_rows(none, queries, keys, at, stride, dim, scaling, count, scores, first):
-    """Scores of `count` keys from keys[at] on, written to scores[first:] of each query. `none` is a tuple of
-    zeros, one per query; a key is read once for all queries. The offsets of their products lie after the
-    queries, see `enter_query`.
+    """Scores of `count` keys from keys[at] on, written to scores[first:] of each query, and up to KEYS - 1
+    numbers after them. `none` is a tuple of zeros, one per query; a key is read once for all queries. The
+    offsets of their products lie after the queries, see `enter_query`.
     """
-    whole = dim // LANES * LANES
-    for token in range(count):
-        place, totals = at + token * stride, none
+    whole, last = dim // LANES * LANES, at + (count - 1) * stride
+    for token in range(0, count, KEYS):
+        totals = for_each_key(none)
         for i in range(0, whole, LANES):
-            totals = add_multiples(totals, row_lanes(keys, place, i, dim), queries, i, dim)
-        for row in range(len(none)):
-            total = sum_lanes(totals[row]) + queries[len(none) * dim + row]
-            for i in range(whole, dim):
-                total += queries[row * dim + i] * row_number(keys, place, i, dim)
-            scores[row * SCORES + first + token] = total * scaling
+            tile = key_tile(keys, at + token * stride, stride, last, i, dim)
+            totals = add_multiples(totals, tile, queries, i, dim)
+        put_sums(totals, queries, len(none) * dim, scaling, scores, first + token)
+    if whole < dim:
+        for token in range(count):
+            for row in range(len(none)):
+                total = ZERO
+                for i in range(whole, dim):
+                    total += queries[row * dim + i] * row_number(keys, at + token * stride, i, dim)
+                scores[row * SCORES + first + token] += total * scaling
 
 
 @njit
@@ -95,19 +216,42 @@ def add_rows(none, values, at, stride, dim, count, weights, first, parts, apart)
     """Add `count` rows of values from values[at] on, weighted by each query's weights[first:], to parts,
     float32 [dim], with a stride of `apart` between queries.
     """
-    whole = dim // LANES * LANES
-    for i in range(0, whole, LANES):
+    whole, i = dim // LANES * LANES, 0
+    while VECTORS == 2 and i + 2 * LANES <= whole:
+        pairs = none + none
+        for token in range(count):
+            place = at + token * stride
+            tile = row_lanes(values, place, i, dim), row_lanes(values, place, i + LANES, dim)
+            pairs = add_weighted(pairs, tile, weights, first + token, SCORES)
+        for row in range(len(none)):
+            to = row * apart + i
+            store(parts, to, load(parts, to) + pairs[2 * row])
+            store(parts, to + LANES, load(parts, to + LANES) + pairs[2 * row + 1])
+        i += 2 * LANES
+    while i < whole:
         totals = none
         for token in range(count):
-            lanes = row_lanes(values, at + token * stride, i, dim)
-            totals = add_weighted(totals, lanes, weights, first + token, SCORES)
+            tile = (row_lanes(values, at + token * stride, i, dim),)
+            totals = add_weighted(totals, tile, weights, first + token, SCORES)
         for row in range(len(none)):
             store(parts, row * apart + i, load(parts, row * apart + i) + totals[row])
+        i += LANES
     for i in range(whole, dim):
         for row in range(len(none)):
             for token in range(count):
                 weight = weights[row * SCORES + first + token]
                 parts[row * apart + i] += weight * row_number(values, at + token * stride, i, dim)
+
+
+@njit
+def highest_of(scores, count):
+    """The largest of the first `count` scores."""
+    top, whole = splat(LEAST), count // LANES * LANES
+    for i in range(0, whole, LANES):
+        part = load(scores, i)
+        top = where(part > top, part, top)
+    part = where(lane_numbers() < splat(count - whole), load(scores, whole), splat(LEAST))
+    return max_lanes(where(part > top, part, top))
 
 
 @njit
@@ -145,9 +289,7 @@ def attend_rows(none, query_kind, key_kind, value_kind, step, layer, scratch, b,
         mine = floats_at(scratch.dense + 4 * row * SCORES)
         if step.softcap:
             cap_scores(mine, count, np.float32(step.softcap))
-        highest = LEAST
-        for token in range(count):
-            highest = max(highest, mine[token])
+        highest = highest_of(mine, count)
         out[row * apart + step.dim_v] = highest
         out[row * apart + step.dim_v + 1] = weigh(mine, count, highest)
         for i in range(step.dim_v):

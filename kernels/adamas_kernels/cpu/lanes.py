@@ -345,11 +345,16 @@ def sum_lanes(typing_context, floats):
     """The sum of all lanes, in any order."""
 
     def emit(context, builder, sig, args):
-        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32, NUMBERS]), name)
-        return builder.call(function, [ir.Constant(F32, -0.0), args[0]], fastmath=("reassoc",))
+        return sum_value(builder, args[0])
 
     return types.float32(floats), emit
+
+
+def sum_value(builder, lanes):
+    """The same, for other intrinsics."""
+    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32, NUMBERS]), name)
+    return builder.call(function, [ir.Constant(F32, -0.0), lanes], fastmath=("reassoc",))
 
 
 @intrinsic
