@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adamas_cli.serve.errors import BusyError, StoppingError
+from adamas_cli.serve.reply import Reply, Said
 from adamas_cli.serve.stops import Stops
 from adamas_cli.serve.worker import Job, Worker
+from adamas_cli.session.answer import Text, Told
 
 DEADLINE = 20  # seconds; no test comes near
 
@@ -152,6 +155,60 @@ def test_what_is_under_way_is_told_when_the_worker_stops() -> None:
 
     within(worker, scene)
     assert gate.closed
+
+
+@pytest.mark.parametrize(("together", "wakes"), [(60.0, [1, 2, 2, 2]), (0.0, [1] * 7)])
+def test_the_loop_is_woken_once_for_a_round(monkeypatch, together: float, wakes: list[int]) -> None:
+    """Or more often, if steps take longer than events may wait. A cancelled job's end is an event too."""
+    monkeypatch.setattr("adamas_cli.serve.worker.TOGETHER", together)
+    worker, told = Worker(2, 0), list[int]()
+
+    async def scene() -> None:
+        loop, hold = asyncio.get_running_loop(), threading.Event()
+        wake = loop.call_soon_threadsafe
+
+        def count(function: Callable[..., Any], *given: Any) -> Any:
+            if given and isinstance(given[0], list):
+                told.append(len(given[0]))
+            return wake(function, *given)
+
+        def first() -> Iterator[int]:
+            assert hold.wait(DEADLINE)
+            yield from range(3)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        jobs = [worker.submit(first)]
+        while not worker.active:
+            await asyncio.sleep(0.001)
+        jobs.append(worker.submit(lambda: iter(range(2))))
+        hold.set()
+        assert await asyncio.gather(*map(gathered, jobs)) == [[0, 1, 2], [0, 1]]
+
+    within(worker, scene)
+    assert told == wakes
+
+
+def test_pieces_that_wait_are_one_piece() -> None:
+    said = [Text("a", True), Text("b", True), Text("c", False), Text("d", False), Text("e", False)]
+
+    async def pieces(waits: Sequence[bool]) -> list[tuple[str, bool]]:
+        taken = list[Told]()
+
+        async def events() -> AsyncIterator[Told]:
+            for one in said:
+                taken.append(one)
+                yield one
+
+        reply = Reply(SimpleNamespace(asked=SimpleNamespace(stop=[])))  # type: ignore[arg-type]
+        found = [piece async for piece in reply.follow(events(), lambda: waits[len(taken) - 1])]
+        assert (reply.reasoning, reply.text) == ("ab", "cde")
+        return [(piece.text, piece.reasoning) for piece in found if isinstance(piece, Said)]
+
+    together = asyncio.run(pieces([True] * 5))
+    assert together == [("ab", True), ("cde", False)]
+    assert asyncio.run(pieces([False] * 5)) == [(one.text, one.reasoning) for one in said]
+    some = asyncio.run(pieces([False, False, True, False, False]))
+    assert some == [("a", True), ("b", True), ("cd", False), ("e", False)]
 
 
 @pytest.mark.parametrize(

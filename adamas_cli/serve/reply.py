@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,10 +50,30 @@ class Reply:
         """Tokens of the prompt, including those read earlier."""
         return len(self.prepared.prompt.ids)
 
-    async def follow(self, events: AsyncIterator[Told]) -> AsyncIterator[Said | Prefill]:
-        """The events that a client may see, each after it is counted here. After a stop text, no more events
-        are taken.
+    async def follow(
+        self, events: AsyncIterator[Told], has_more: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[Said | Prefill]:
+        """The events that a client may see, each after it is counted here; pieces of text that wait already,
+        as `has_more` tells, are one. After a stop text, no more events are taken.
         """
+        said: Said | None = None
+        async for piece in self._followed(events):
+            if isinstance(said, Said) and isinstance(piece, Said) and piece.reasoning == said.reasoning:
+                said = Said(said.text + piece.text, said.reasoning, said.tokens + piece.tokens)
+            elif piece is not None:
+                if said is not None:
+                    yield said
+                said = piece if isinstance(piece, Said) else None
+                if isinstance(piece, Prefill):
+                    yield piece
+            if said is not None and not has_more():
+                yield said
+                said = None
+        if said is not None:
+            yield said
+
+    async def _followed(self, events: AsyncIterator[Told]) -> AsyncIterator[Said | Prefill | None]:
+        """The same, piece by piece; None after an event that shows nothing."""
         stops = Stops(self.prepared.asked.stop)
         cached: int | None = None
         async for event in events:
@@ -84,6 +104,7 @@ class Reply:
                     yield self._spelled("", left)
                 if not self.text and (self.reasoning or self.notes):
                     self.notes.append(without_answer(event, called=bool(self.notes)))
+            yield None
 
     def sources(self) -> list[dict[str, object]] | None:
         """The most-attended passages, where they were asked for and attention was counted."""

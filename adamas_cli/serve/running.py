@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from adamas_cli.serve.application import Service, application
 from adamas_cli.serve.metrics import Metrics
 from adamas_cli.serve.opening import Limits, Opened
 from adamas_cli.session.runtime import Runtime
+
+# Seconds that one thread may keep the interpreter while another waits for it. Each of a step's operations on
+# a GPU gives it away, and the event loop would keep it for a whole step.
+SWITCH = 0.0005
 
 
 class Server(Opened):
@@ -64,6 +69,7 @@ class Server(Opened):
         socket.listen(config.backlog)  # so that clients may connect as soon as they know the address
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{socket.getsockname()[1]}/")
+        sys.setswitchinterval(SWITCH)
         with socket, _ended_by_signals():
             uvicorn.Server(config).run([socket])
 

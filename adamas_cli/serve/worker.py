@@ -2,6 +2,9 @@
 
 A job is a generator whose steps each read a chunk or give a token. Up to `lanes` jobs run at once, one step
 each in turn; further ones wait.
+
+Python runs one thread at a time, and the event loop's work for every token of every client would hold up the
+next step. So events go to the loop several at once, and clients' texts are joined there as far as they wait.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
@@ -19,6 +23,7 @@ from adamas_cli.serve.errors import BusyError, StoppingError
 
 T = TypeVar("T")
 RETRY_AFTER = 5  # seconds that a client is told to wait
+TOGETHER = 0.002  # seconds within which events go to the event loop together; it is woken once for them
 _END = object()  # after the last event of a job
 
 log = logging.getLogger(__name__)
@@ -31,7 +36,7 @@ class Job(Generic[T]):
 
     def __init__(self, begin: Callable[[], Iterator[T]], forget: Callable[[Job], None]) -> None:
         self._begin, self._forget = begin, forget
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[object] = asyncio.Queue()
         self._steps: Iterator[T] | None = None
         self._cancelled = threading.Event()
@@ -44,6 +49,11 @@ class Job(Generic[T]):
         self._forget(self)
         self._events.put_nowait(error or _END)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the next event is here already."""
+        return not self._events.empty()
+
     async def events(self) -> AsyncIterator[T]:
         """The job's events; raises its error."""
         while (event := await self._events.get()) is not _END:
@@ -51,20 +61,25 @@ class Job(Generic[T]):
                 raise event
             yield event  # type: ignore[misc]
 
-    def step(self) -> object | None:
-        """Take one step, in the worker's thread. Returns what ends the events, if it was the last step."""
+    def step(self) -> tuple[object, bool]:
+        """Take one step, in the worker's thread. Returns its event, or what ends the events, and whether it
+        was the last step.
+        """
         try:
             if self._cancelled.is_set():
                 self.close()
-                return _END
+                return _END, True
             if self._steps is None:
                 self._steps = self._begin()
-            self.tell(next(self._steps))
-            return None
+            return next(self._steps), False
         except StopIteration:
-            return _END
+            return _END, True
         except Exception as error:
-            return error
+            return error, True
+
+    def receive(self, event: object) -> None:
+        """An event, or what ends the events, has come to the event loop."""
+        self._events.put_nowait(event)
 
     def close(self) -> None:
         """End it at its current step."""
@@ -72,10 +87,38 @@ class Job(Generic[T]):
             with suppress(Exception):
                 self._steps.close()  # type: ignore[attr-defined]
 
-    def tell(self, event: object) -> None:
-        """Send an event, or what ends the events."""
-        with suppress(RuntimeError):  # the loop has ended, so nobody listens
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+class _Outbox:
+    """Events on their way from the worker's thread to event loops."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Job, object]] = []
+        self._since = 0.0  # when the first of them came
+
+    def put(self, job: Job, event: object) -> None:
+        """Add an event of a job, or what ends its events."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.append((job, event))
+
+    def send_due(self) -> None:
+        """Send what has waited for long enough: the next step may take a while."""
+        if self._waiting and time.monotonic() - self._since >= TOGETHER:
+            self.send()
+
+    def send(self) -> None:
+        """Send all events."""
+        waiting, self._waiting = self._waiting, []
+        for loop in {job.loop for job, _ in waiting}:
+            its = [(job, event) for job, event in waiting if job.loop is loop]
+            with suppress(RuntimeError):  # the loop has ended, so nobody listens
+                loop.call_soon_threadsafe(_deliver, its)
+
+
+def _deliver(events: list[tuple[Job, object]]) -> None:
+    """Hand events to their jobs, in the event loop."""
+    for job, event in events:
+        job.receive(event)
 
 
 class Worker:
@@ -140,15 +183,20 @@ class Worker:
             self._waiting.remove(job)
 
     def _work(self) -> None:
+        outbox = _Outbox()
         while self._ready():
             for job in list(self._active):
-                if (end := job.step()) is not None:
+                outbox.send_due()
+                event, last = job.step()
+                if last:
                     with self._changed:  # before the client hears of it, so that it may ask again
                         self._active.remove(job)
-                    job.tell(end)
+                outbox.put(job, event)
+            outbox.send()
         for job in [*self._active, *self._waiting]:
             job.close()
-            job.tell(StoppingError())
+            outbox.put(job, StoppingError())
+        outbox.send()
 
     def _ready(self) -> bool:
         """Wait until a job is in progress; False once the worker stops."""
