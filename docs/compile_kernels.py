@@ -44,6 +44,7 @@ from adamas_kernels.triton.launch import CHAINING_CAPABILITY
 from adamas_kernels.triton.packed_dense import packed_dense_kernel
 from adamas_kernels.triton.packed_rows import turn_kernel
 from adamas_kernels.triton.plain_rows import plain_rows_kernel
+from adamas_kernels.triton.plane_tiles import MOST_IN_TILES
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.reading import choose_blocks, summarize
@@ -57,13 +58,15 @@ from triton.runtime.jit import JITFunction
 
 from adamas_cli.cache.hosted import HostRows
 
-# Bytes of stack for spilled registers. Products spill only with float32 inputs.
+# Bytes of stack for spilled registers. Products of one row spill only with float32 inputs, those of a few only
+# on the oldest generation, where they add a residual.
 STACK_LIMIT = {
     "dense_kernel": 8,
     "latent_kernel": 104,
     "fetch_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,
+    "plane_tiles_kernel": 8,
     "sparse_prefill_kernel": 40,
     "attend_once_kernel": 16,
     "merge_kernel": 8,
@@ -253,8 +256,12 @@ def products(kind: str, outputs: int, inputs: int, rows: int, generation: int) -
     assert isinstance(weight, PlaneWeight)
     x = torch.zeros(rows, inputs, dtype=torch.bfloat16)
     backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
+    few = 1 < rows <= MOST_IN_TILES
     with recorded() as found:
-        backend.linear(x, weight)
+        backend.linear(x, weight, x.new_zeros(rows, outputs) if few else None)
+        if few and kind == "Q4_K":
+            backend.gated(x, weight)
+            backend.norm(x, x[0], 1e-6)
         if rows == 1:
             backend.gated(x, weight)
             backend.linear(x.float(), weight)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.contract import LARGEST_STEP
 from adamas_kernels.triton import backend, planes
+from adamas_kernels.triton.arranging import gate_rows, norm_rows
 from adamas_kernels.triton.backend import TritonBackend
 from adamas_kernels.triton.largest import largest
 from adamas_kernels.triton.plane_product import LANES, Tiling, multiply_vector
@@ -155,6 +156,32 @@ def test_however_few_rows_are_dealt_out(kind, columns, count, rows, tiles, dtype
     weight, exact = planes_of(kind, rows, columns)
     x = torch.randn(count, columns).to(dtype)
     assert_near(multiply_tiles(x, weight, tiles=tiles), x.double() @ exact.T, EPSILON[dtype])
+
+
+@pytest.mark.parametrize(("count", "columns"), [(2, 256), (9, 96), (16, 256)])
+@pytest.mark.parametrize("dtype", [BRAIN, HALF])
+def test_few_rows_are_normed_and_gated_where_they_are_arranged(count, columns, dtype):
+    """By the backend, for products that read them and add a residual."""
+    kernels, (weight, exact) = TritonBackend(), planes_of("Q8_0", rows=19, columns=columns)
+    x, scale = torch.randn(1, count, columns).to(dtype) * 30, torch.rand(columns).to(dtype) + 0.5
+    residual = torch.randn(1, count, 19).to(dtype) * 10
+    normed = kernels.norm(x, scale, 1e-5)
+    assert (normed.shape, normed.dtype, normed.device.type) == (x.shape, dtype, "meta")
+    expected = F.rms_norm(x.double(), (columns,), scale.double(), 1e-5) @ exact.T
+    assert_near(kernels.linear(normed, weight, residual), expected + residual.double(), 3 * EPSILON[dtype])
+    x = torch.randn(count, 2 * columns).to(dtype)
+    gate, up = x.double().split(columns, -1)
+    assert_near(kernels.linear(gate_rows(x), weight), F.silu(gate) * up @ exact.T, 3 * EPSILON[dtype])
+
+
+def test_numbers_beyond_float16_before_they_are_normed():
+    weight, exact = planes_of("Q8_0", rows=4, columns=256)
+    x = torch.full((2, 256), 300.0, dtype=HALF)  # their squares are infinite in float16
+    x[1, ::3] = 0.01
+    scale = torch.full((256,), 300.0, dtype=HALF)
+    expected = F.rms_norm(x.double(), (256,), scale.double(), 1e-6) @ exact.T
+    found = multiply_rows(norm_rows(x, scale / 100, 1e-6), weight)
+    assert_near(found, expected / 100, EPSILON[HALF])
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])

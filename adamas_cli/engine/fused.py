@@ -4,7 +4,8 @@ In steps, projections of the same input become one product; RMSNorm, RoPE and Sw
 question of a few tokens, but more than a step has, takes as long as Python needs to launch its kernels, and
 torch's own launch faster; its projections are joined too. No attention forward is rewritten. Only the
 functions it calls are replaced, if a probe with a few numbers shows that a class computes the same as the
-kernel. A layer with weights in planes has a forward for one token, whose products add the residual.
+kernel. A layer with weights in planes has a forward for one token or a few: norms and gates write what the
+products after them read, and products add the residual.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from adamas_kernels.contract import LARGEST_STEP
+from adamas_kernels.triton.plane_tiles import MOST_IN_TILES
 from adamas_kernels.triton.planes import PlaneWeight, join
 from torch import Tensor, nn
 
@@ -111,9 +113,10 @@ def _gated(module: Any, joined: dict[nn.Module, _Joined]) -> Forward:
 
     whole = joined.get(module.gate_proj)
     planes = whole.planes if whole is not None else None
+    down = module.down_proj.product if isinstance(module.down_proj, Summed) else module.down_proj
 
     def forward(x: Tensor) -> Tensor:
-        if planes is not None and x.numel() == planes.columns:
+        if planes is not None and (_is_one(x) or _is_arranged_for(x, down)):
             return module.down_proj(module.gate_proj.backend.gated(x, planes))
         gate, up = module.gate_proj(x), module.up_proj(x)
         # liger-kernel would copy the halves of a joined product first: three kernels where torch has two.
@@ -125,8 +128,9 @@ def _gated(module: Any, joined: dict[nn.Module, _Joined]) -> Forward:
 
 
 def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
-    """Forwards of norms and whole layers for steps of one token with weights in planes: a norm rounds for the
-    products after it, and a product adds the residual. forwards: for all other cases.
+    """Forwards of norms and whole layers for steps of one token, or a few, with weights in planes: a norm
+    rounds or arranges for the products after it, and a product adds the residual. forwards: for all other
+    cases.
     """
     found: dict[nn.Module, Forward] = {}
     for layer in model.modules():
@@ -142,7 +146,7 @@ def _by_planes(model: Any, forwards: dict[nn.Module, Forward]) -> dict[nn.Module
             if all(
                 isinstance(part, PlaneLinear) and part.takes_integers(norm.weight.dtype) for part in readers
             ):
-                found[norm] = _rounding_norm(norm, readers[0].backend, forwards.get(norm, norm.forward))
+                found[norm] = _norm_for(norm, readers, forwards.get(norm, norm.forward))
     return found
 
 
@@ -162,12 +166,16 @@ class _Adding:
         self._ranks = module.ranks if isinstance(module, Summed) else None
         self.addend: Tensor | None = None
 
+    def adds_to(self, hidden: Tensor) -> bool:
+        """Whether it can add to these hidden states [..., D]."""
+        return _is_one(hidden) or _is_arranged_for(hidden, self._product)
+
     def forward(self, x: Tensor) -> Tensor:
         addend, self.addend = self.addend, None
         product, ranks = self._product, self._ranks
         if ranks is not None and not ranks.first:
             addend = None
-        found = product.backend.linear(x, product.planes, None if addend is None else addend.flatten())
+        found = product.backend.linear(x, product.planes, None if addend is None else addend.flatten(0, -2))
         return found if ranks is None else ranks.sum(found)
 
 
@@ -176,7 +184,7 @@ def _adding_layer(layer: Any, attention: _Adding, mlp: _Adding) -> Forward:
 
     def forward(hidden_states: Tensor, **options: Any) -> Any:
         attention.addend = mlp.addend = None  # an interruption may have left one
-        if not _is_one(hidden_states):
+        if not all(adding.adds_to(hidden_states) for adding in (attention, mlp)):
             return plain(hidden_states, **options)
         attention.addend = hidden_states
         hidden_states, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **options)
@@ -186,9 +194,13 @@ def _adding_layer(layer: Any, attention: _Adding, mlp: _Adding) -> Forward:
     return forward
 
 
-def _rounding_norm(norm: Any, backend: Any, otherwise: Forward) -> Forward:
+def _norm_for(norm: Any, readers: Sequence[PlaneLinear], otherwise: Forward) -> Forward:
+    backend = readers[0].backend
+
     def forward(x: Tensor) -> Tensor:
-        return backend.norm(x, norm.weight, norm.variance_epsilon) if _is_one(x) else otherwise(x)
+        if _is_one(x) or all(_is_arranged_for(x, reader) for reader in readers):
+            return backend.norm(x, norm.weight, norm.variance_epsilon)
+        return otherwise(x)
 
     return forward
 
@@ -210,6 +222,12 @@ def _rotate_by_liger(place: Any) -> None:
 def _is_one(x: Tensor) -> bool:
     """Whether activations [..., D] are of one token."""
     return x.numel() == x.shape[-1]
+
+
+def _is_arranged_for(x: Tensor, reader: Any) -> bool:
+    """Whether activations [..., D] are of a few tokens that are arranged for this product."""
+    few = 1 < x.numel() // x.shape[-1] <= MOST_IN_TILES
+    return few and isinstance(reader, PlaneLinear) and reader.takes_arranged(x.dtype)
 
 
 def _is_few(x: Tensor) -> bool:

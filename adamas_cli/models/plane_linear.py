@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from adamas_kernels.blocks import BlockWeight
 from adamas_kernels.triton.plane_product import takes_integers
+from adamas_kernels.triton.plane_tiles import takes_tiles
 from adamas_kernels.triton.planes import PLAIN, PlaneWeight, split
 from torch import Tensor, nn
 
@@ -41,6 +42,10 @@ class PlaneLinear(nn.Module):
     def takes_integers(self, dtype: torch.dtype) -> bool:
         """Whether a vector of this number format is rounded for it, which the preceding norm may do."""
         return takes_integers(dtype, self.planes)
+
+    def takes_arranged(self, dtype: torch.dtype) -> bool:
+        """The same for a few rows, which are arranged for it."""
+        return takes_tiles(dtype, self.planes)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features] in the same number format."""

@@ -26,6 +26,7 @@ from adamas_kernels.reference import Codebook, padded_dim
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import by_length
 from adamas_kernels.triton import encode, plane_product
+from adamas_kernels.triton.arranging import gate_rows, norm_rows
 from adamas_kernels.triton.attend import attend_kernel, attend_once_kernel, merge_kernel, tally_kernel
 from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
@@ -177,13 +178,18 @@ class TritonBackend:
 
     def gated(self, x: Tensor, weight: PlaneWeight) -> Tensor:
         """silu(gate) * up of one row, x [..., columns]: [..., rows / 2]; weight: the gate's rows, then
-        equally many of up.
+        equally many of up. Of a few rows only for products that take them, see `gate_rows`.
         """
-        return plane_product.multiply_vector(x, weight, gated=True, chained=self._chained)
+        if _is_row(x):
+            return plane_product.multiply_vector(x, weight, gated=True, chained=self._chained)
+        return gate_rows(self.linear(x, weight), self._chained)
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm of one row, x [..., n], only for products with weights in planes, see `norm_vector`."""
-        return norm_vector(x, weight, epsilon, self._chained)
+        """RMSNorm of one row, x [..., n], or a few, only for products with weights in planes, see
+        `norm_vector` and `norm_rows`.
+        """
+        norm = norm_vector if _is_row(x) else norm_rows
+        return norm(x, weight, epsilon, self._chained)
 
     def mix(self, x: Tensor, experts: Experts, chosen: Tensor, shares: Tensor) -> Tensor:
         """The sum of each token's chosen experts times their shares, [tokens, hidden] in x's dtype. x:
@@ -401,3 +407,8 @@ class TritonBackend:
                 BUDGET_PAD=budget_pad, BOUND=bound, APART=apart, num_warps=4,
             )  # fmt: skip
         return out, lse
+
+
+def _is_row(x: Tensor) -> bool:
+    """Whether x [..., n] is one row."""
+    return x.numel() == x.shape[-1]

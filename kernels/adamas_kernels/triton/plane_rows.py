@@ -14,11 +14,10 @@ from torch import Tensor
 
 from adamas_kernels.triton.codes import codes_of, constants, meaning_of, planes, scale_of
 from adamas_kernels.triton.launch import next_power
-from adamas_kernels.triton.plane_tiles import multiply_tiles, takes_tiles
+from adamas_kernels.triton.plane_tiles import MOST_IN_TILES, multiply_tiles, takes_tiles
 from adamas_kernels.triton.planes import PlaneWeight
 
 LEAST_ROWS = 16  # of a product on tensor cores
-MOST_IN_TILES = 16  # rows that are multiplied from codes; more are not faster so
 MOST_ROWS = 32  # with more, unpacking the weight is faster
 ARRANGED = 64  # words that a program arranges
 ADDED = 512  # numbers whose shares a program adds

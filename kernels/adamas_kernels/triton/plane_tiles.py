@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.triton.codes import codes_of, constants, turned
+from adamas_kernels.triton.arranging import arranged
+from adamas_kernels.triton.codes import codes_of, constants
 from adamas_kernels.triton.fragments import (
     LANES,
     ROWS_OF_LANE,
@@ -36,38 +37,11 @@ from adamas_kernels.triton.fragments import (
 from adamas_kernels.triton.launch import chains, has_ptx
 from adamas_kernels.triton.planes import PlaneWeight
 
-MOST_FEW_TILES = 4  # of rows of x, in a program
-ARRANGED = 128  # pairs of words that a program arranges
 SCALE_BYTES = 8  # most bytes of scales that are loaded at once
 MOST_WARPS = 8  # that share a row
 BUSY = 3500  # warps with one tile each that keep the memory of the largest GPUs busy
 LEAST_CHUNKS = 12  # of a warp
 MANY_ROWS = 24_000  # of a weight: programs take two tiles, so that x is read half as often
-
-
-@triton.jit(do_not_specialize=["count"])
-def arrange_tiles_kernel(
-    x_ptr, out_ptr, count,
-    CHUNKS: tl.constexpr, FEW_TILES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
-    CHAINED: tl.constexpr,
-):  # fmt: skip
-    """Program (BLOCK pairs of words): x [count, CHUNKS * 16 words of two numbers] as operands of `multiply`,
-    with zeros for missing rows: out [PARTS, CHUNKS, FEW_TILES, LANES, STEPS, 2 words].
-    """
-    if CHAINED:
-        gdc_launch_dependents()
-        gdc_wait()
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    step, lane = at % STEPS, at // STEPS % LANES
-    tile, chunk = at // (STEPS * LANES) % FEW_TILES, at // (STEPS * LANES * FEW_TILES) % CHUNKS
-    part = at // (STEPS * LANES * FEW_TILES * CHUNKS)
-    m = (part * FEW_TILES + tile) * TILE_FEW + lane // SHARING
-    known, inside = m < count, part < PARTS
-    place = x_ptr + (m * CHUNKS + chunk).to(tl.int64) * 16 + lane % SHARING
-    first = tl.load(place + turned(chunk, 2 * step) * 4, mask=known & inside, other=0)
-    second = tl.load(place + turned(chunk, 2 * step + 1) * 4, mask=known & inside, other=0)
-    tl.store(out_ptr + 2 * at, (first & 0xFFFF) | (second << 16), mask=inside)
-    tl.store(out_ptr + 2 * at + 1, ((first >> 16) & 0xFFFF) | (second & -0x10000), mask=inside)
 
 
 @triton.jit
@@ -176,12 +150,12 @@ def four_of(totals, NUMBER: tl.constexpr):
 def plane_tiles_kernel(
     x_ptr, low_ptr, high_ptr, scale_ptr, unit_ptr, one, bias_ptr, out_ptr, rows, count,
     CHUNKS: tl.constexpr, HIGH: tl.constexpr, HALVES: tl.constexpr, MINIMUM: tl.constexpr,
-    UNITS: tl.constexpr, LESS: tl.constexpr, BIAS: tl.constexpr, BRAIN: tl.constexpr, TILES: tl.constexpr,
-    FEW_TILES: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr,
+    UNITS: tl.constexpr, LESS: tl.constexpr, BIAS: tl.constexpr, EACH: tl.constexpr, BRAIN: tl.constexpr,
+    TILES: tl.constexpr, FEW_TILES: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr,
     WARPS: tl.constexpr, FAST: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Program (TILES tiles of rows of the weight, FEW_TILES tiles of rows of x from `arrange_tiles_kernel`):
-    out[m, n] = weight[n] . x[m] + bias[n].
+    """Program (TILES tiles of rows of the weight, FEW_TILES tiles of rows of x, see `arranging.py`):
+    out[m, n] = weight[n] . x[m] + bias[n], or + bias[m, n] if EACH row of x has its own.
 
     A word at scale_ptr has the scales of SPAN chunks. one: 1, but not known to the compiler. FULL: all tiles
     have sixteen rows.
@@ -287,11 +261,13 @@ def plane_tiles_kernel(
             four = four_of(totals, tile * FEW_TILES + few)
             joined = tl.join(tl.join(four[0], four[1]), tl.join(four[2], four[3]))
             result = tl.sum(tl.reshape(joined, (WARPS, LANES, 2, ROWS_OF_LANE)), axis=0) * unit_of(BRAIN)
-            if BIAS:
+            if BIAS and not EACH:
                 result += tl.load(bias_ptr + tl.minimum(n, rows - 1)).to(tl.float32)
             m = few_begin + TILE_FEW * few + at_lane % SHARING * 2 + odd
-            place = out_ptr + m.to(tl.int64) * rows + n
-            tl.store(place, result.to(out_ptr.dtype.element_ty), mask=(n < rows) & (m < count))
+            place, there = m.to(tl.int64) * rows + n, (n < rows) & (m < count)
+            if BIAS and EACH:
+                result += tl.load(bias_ptr + place, mask=there, other=0.0).to(tl.float32)
+            tl.store(out_ptr + place, result.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @dataclass(frozen=True)
@@ -316,6 +292,9 @@ def tiling(rows: int, chunks: int) -> TilesTiling:
     return TilesTiling(2 if rows >= MANY_ROWS else 1, warps)
 
 
+MOST_IN_TILES = 16  # rows that are multiplied from codes; more are not faster so
+
+
 def takes_tiles(dtype: torch.dtype, weight: PlaneWeight) -> bool:
     """Whether this kernel multiplies rows of this dtype by a weight, on a GPU or in the interpreter."""
     return dtype.itemsize == 2 and weight.form.integers and (has_ptx() or weight.device.type == "cpu")
@@ -330,22 +309,16 @@ def multiply_tiles(
 ) -> Tensor:
     """`F.linear` of a few rows, x [..., columns], bfloat16 or float16: [..., rows] in its dtype.
 
+    x: numbers, or rows from `norm_rows` or `gate_rows`. bias: [rows], or one of each row of x, [..., rows].
     tiles, chained: None takes the best known for this weight and device.
     """
     tiles = tiles or tiling(weight.rows, weight.chunks)
     chained = chains(weight.device) if chained is None else chained
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
-    flat = x.reshape(-1, weight.columns).contiguous()
-    count = len(flat)
-    few_tiles = min(MOST_FEW_TILES, triton.cdiv(count, TILE_FEW.value))
-    parts = triton.cdiv(count, few_tiles * TILE_FEW.value)
-    pairs = parts * weight.chunks * few_tiles * LANES.value * STEPS.value
-    arranged = torch.empty(2 * pairs, dtype=torch.int32, device=x.device)
-    arrange_tiles_kernel[(triton.cdiv(pairs, ARRANGED),)](
-        flat.view(torch.int32), arranged, count, CHUNKS=weight.chunks, FEW_TILES=few_tiles, PARTS=parts,
-        BLOCK=ARRANGED, CHAINED=chained, num_warps=ARRANGED // LANES.value, **chain,
-    )  # fmt: skip
-    out = torch.empty(count, weight.rows, dtype=x.dtype, device=x.device)
+    count, operand = x.numel() // weight.columns, arranged(x, chained)
+    if bias is not None:
+        bias = bias.contiguous()
+    out = torch.empty(count, weight.rows, dtype=x.dtype, device=weight.device)
     low, high, scales, units = weight.low, weight.high, weight.scales, weight.units
     size = scales.shape[-1] * scales.itemsize
     group = _divisor(weight.chunks, tiles.group)
@@ -353,12 +326,12 @@ def multiply_tiles(
     forms = constants(weight)
     del forms["TABLE"]
     rows = TILE_ROWS.value * tiles.tiles
-    plane_tiles_kernel[(triton.cdiv(weight.rows, rows), parts)](
-        arranged, low, low if high is None else high, scales.flatten().view(_WORDS[size * span]),
+    plane_tiles_kernel[(triton.cdiv(weight.rows, rows), operand.parts)](
+        operand.words, low, low if high is None else high, scales.flatten().view(_WORDS[size * span]),
         low if units is None else units.flatten().view(_WORDS[units.shape[-1] * units.itemsize]),
         1, out if bias is None else bias, out, weight.rows, count,
-        **forms, BIAS=bias is not None, BRAIN=x.dtype == torch.bfloat16, TILES=tiles.tiles,
-        FEW_TILES=few_tiles, GROUP=group, SPAN=span, FULL=weight.rows % rows == 0,
+        **forms, BIAS=bias is not None, EACH=bias is not None and bias.dim() > 1,
+        BRAIN=x.dtype == torch.bfloat16, TILES=tiles.tiles, FEW_TILES=operand.few_tiles, GROUP=group, SPAN=span, FULL=weight.rows % rows == 0,
         WARPS=tiles.warps, FAST=has_ptx(), CHAINED=chained, num_warps=tiles.warps, **chain,
     )  # fmt: skip
     return out.view(*x.shape[:-1], weight.rows)
