@@ -58,8 +58,8 @@ from triton.runtime.jit import JITFunction
 
 from adamas_cli.cache.hosted import HostRows
 
-# Bytes of stack for spilled registers. Products of one row spill only with float32 inputs, those of a few only
-# on the oldest generation, where they add a residual.
+# Bytes of stack for spilled registers. Products of one row spill only with float32 inputs, those of a few
+# only on the oldest generation, where they add a residual.
 STACK_LIMIT = {
     "dense_kernel": 8,
     "latent_kernel": 104,

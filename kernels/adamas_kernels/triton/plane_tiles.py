@@ -331,7 +331,8 @@ def multiply_tiles(
         low if units is None else units.flatten().view(_WORDS[units.shape[-1] * units.itemsize]),
         1, out if bias is None else bias, out, weight.rows, count,
         **forms, BIAS=bias is not None, EACH=bias is not None and bias.dim() > 1,
-        BRAIN=x.dtype == torch.bfloat16, TILES=tiles.tiles, FEW_TILES=operand.few_tiles, GROUP=group, SPAN=span, FULL=weight.rows % rows == 0,
+        BRAIN=x.dtype == torch.bfloat16, TILES=tiles.tiles, FEW_TILES=operand.few_tiles,
+        GROUP=group, SPAN=span, FULL=weight.rows % rows == 0,
         WARPS=tiles.warps, FAST=has_ptx(), CHAINED=chained, num_warps=tiles.warps, **chain,
     )  # fmt: skip
     return out.view(*x.shape[:-1], weight.rows)
