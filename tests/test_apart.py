@@ -32,9 +32,9 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch, Seat
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.reading import Reader
-from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.apart import Row, StepsApart
 from adamas_cli.engine.steps.stepper import Stepper

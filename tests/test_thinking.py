@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from adamas_cli.engine import timeline
-from adamas_cli.engine.sampler import Drawn
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.models.stops import stop_ids
 from adamas_cli.prompt.template import frame, load_template
 from adamas_cli.prompt.thinking import CANNOT_BE_TOLD, Thinking

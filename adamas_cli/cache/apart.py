@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 from adamas_kernels.contract import APART_FIELDS, LARGEST_STEP, AnyCache, ApartCache, StepsApart, place_of
 from adamas_kernels.softmax import Softmax
@@ -147,7 +148,7 @@ class CachesApart(KVCache):
         self._places = torch.zeros(shape, dtype=torch.int64, device=device)
         self._present = torch.zeros(size, dtype=torch.int32, device=device)
         self._seated: list[tuple[object, int, int]] | None = None
-        self._known: WeakKeyDictionary[OneOfMany, tuple[int, list[list[int]]]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[OneOfMany, tuple[int, np.ndarray]] = WeakKeyDictionary()
         spares = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]
         self._own = [
             ApartLayer(spare, self, places, shares=size > 1)
@@ -171,7 +172,7 @@ class CachesApart(KVCache):
         sharing = [cache.root is not None and cache.root.id is root for cache in caches]
         rows = self._rows(sequences, sharing, common)
         unused = self.size - len(caches)
-        self._places.copy_(torch.tensor(rows))
+        self._places.copy_(torch.from_numpy(rows))
         self.extent.lengths.copy_(torch.tensor([one.tokens for one in sequences] + [0] * unused))
         self._present.copy_(torch.tensor([self.new] * len(caches) + [0] * unused))
         self._seated = seated
@@ -182,34 +183,33 @@ class CachesApart(KVCache):
             one.tokens += self.new
         self._seated = _seated(sequences)
 
-    def _rows(
-        self, sequences: Sequence[OneOfMany], sharing: Sequence[bool], common: int
-    ) -> list[list[list[int]]]:
+    def _rows(self, sequences: Sequence[OneOfMany], sharing: Sequence[bool], common: int) -> np.ndarray:
         """The places of each layer, see `ApartCache`."""
         spare = self._spare_places
         each = [self._places_of(one) for one in sequences]
         first = next((places for places, shares in zip(each, sharing, strict=True) if shares), spare)
         skipped = [common * shares for shares in sharing] + [0] * (self.size - len(each)) + [common]
         each += [spare] * (self.size - len(each)) + [first]
-        return [
-            [[*places[index], skip] for places, skip in zip(each, skipped, strict=True)]
-            for index in range(len(self.kept))
-        ]
+        rows = np.empty(self._places.shape, np.int64)
+        rows[..., :-1], rows[..., -1] = np.stack(each, 1), skipped
+        return rows
 
-    def _places_of(self, one: OneOfMany) -> list[list[int]]:
+    def _places_of(self, one: OneOfMany) -> np.ndarray:
         """The places of a sequence in each layer, as long as it stays where it is."""
-        version, places = self._known.get(one, (None, []))
+        version, places = self._known.get(one, (None, self._spare_places))
         if version != one.cache.extent.version:
             places = self._found(one.cache, one.cache.kept)
             self._known[one] = one.cache.extent.version, places
         return places
 
-    def _found(self, cache: KVCache | None, layers: Sequence[Layer]) -> list[list[int]]:
+    def _found(self, cache: KVCache | None, layers: Sequence[Layer]) -> np.ndarray:
+        """The places of a cache's layers, int64 [layers, fields but the last]."""
         tallies = self._tallies(cache)
-        return [
+        found = [
             place_of(own.like, own.buffers(layer), tallies)
             for own, layer in zip(self._own, layers, strict=True)
         ]
+        return np.array(found, np.int64)
 
     def _tallies(self, cache: KVCache | None) -> tuple[Tensor, Tensor] | None:
         if self.tally is None:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.model import Model
-from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.apart import Row, StepsApart
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import SPLIT, NoCompiledFormError
+from adamas_cli.engine.tokens_to_host import send_each
 
 MOST_TOGETHER = LARGEST_STEP  # answers running at once
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -183,7 +184,7 @@ class Batch:
         sizes = [len(seat.left) for seat in together]
         each: Sequence[Drawn | None] = [None] * len(together)
         if drawn is not None:
-            each = [Drawn(*one) for one in zip(*(x.split(1) for x in drawn), strict=True)]
+            each = send_each(drawn)
         for seat, its, greedy in zip(together, logits.split(sizes), each, strict=True):
             seat.took(its, greedy, alone=len(together) == 1)
 

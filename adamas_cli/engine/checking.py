@@ -14,8 +14,9 @@ from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
 from adamas_cli.engine.decoding import Passes
 from adamas_cli.engine.drafts import Drafter
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.events import Drafted
-from adamas_cli.engine.sampler import Drawn, Sampler
+from adamas_cli.engine.sampler import Sampler
 from adamas_cli.engine.tokens_to_host import Sent, TokenReader
 
 

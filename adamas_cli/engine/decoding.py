@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from adamas_cli.cache.mode import Mode
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.events import Drafted
-from adamas_cli.engine.sampler import Drawn, Sampler
+from adamas_cli.engine.sampler import Sampler
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.engine.tokens_to_host import TokenReader
 

@@ -16,8 +16,8 @@ COMPARED = 32  # tokens compared before each place
 SIZES = (4, 8, LARGEST_STEP)  # tokens of passes that check drafts
 # Seconds of such a pass over those of one token, until an answer has measured them (docs/performance.md).
 COSTS: Mapping[int, float] = {4: 1.6, 8: 2.8, 16: 5.2}
-# The same on a GPU, where passes differ more between models: near those of several answers together.
-GPU_COSTS: Mapping[int, float] = {4: 1.5, 8: 1.8, 16: 2.2}
+# The same on a GPU, where passes differ more between models: those of a 1.5B after 8,000 tokens.
+GPU_COSTS: Mapping[int, float] = {4: 2.0, 8: 2.0, 16: 2.4}
 CAPTURE = 0.1  # seconds that a GPU's first pass of a size takes at least, as it is captured then
 # An answer that leaves the text is sought again up to NEAR tokens on from there, for TRIES of its own tokens:
 # a line break and the next word are one token in an answer that does not break lines.

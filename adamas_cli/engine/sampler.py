@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adamas_cli.engine.drawn import Drawn, finite
 from adamas_cli.engine.events import Likelihood
 from adamas_cli.engine.sampling import Sampling
-from adamas_cli.errors import NotFiniteError
-
-
-class Drawn(NamedTuple):
-    """A token, int64 [1], and its weight [1]: its logit or probability, which is not finite if some logit is
-    NaN or infinite.
-    """
-
-    token: Tensor
-    weight: Tensor
-
-    def id(self) -> int:
-        """The token, once the device has computed it. Raises NotFiniteError."""
-        return _finite(int(self.token), float(self.weight))
 
 
 def require_finite(logits: Tensor) -> None:
     """Raise NotFiniteError unless the logits of a token are finite; this waits for the device."""
-    _finite(0, float(logits.max()))
-
-
-def _finite(token: int, weight: float) -> int:
-    if not math.isfinite(weight):
-        raise NotFiniteError
-    return token
+    finite(0, float(logits.max()))
 
 
 class Sampler:
@@ -80,7 +59,7 @@ class Sampler:
         """
         if self.greedy:
             weights, tokens = logits.max(-1)
-            yield from map(_finite, tokens.tolist(), weights.tolist())
+            yield from map(finite, tokens.tolist(), weights.tolist())
             return
         for one in logits:
             yield self.next(one).id()

@@ -30,7 +30,7 @@ from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.checking import Checked, CheckedAhead
 from adamas_cli.engine.compiling import announced_compiling
 from adamas_cli.engine.decoding import Alone, OneByOne, Passes, Saying
-from adamas_cli.engine.drafts import CAPTURE, COSTS, GPU_COSTS, Costs, Drafter
+from adamas_cli.engine.drafts import CAPTURE, GPU_COSTS, Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
@@ -118,7 +118,7 @@ class Timeline(Mirrored):
         self.model = Model.of(loaded)
         self.batch = batch
         self.drafts = drafts
-        self._costs = Costs(GPU_COSTS if self.model.device.type == "cuda" else COSTS)
+        self._costs = self._known_costs() if self.model.device.type == "cuda" else Costs()
         self.attention = attention
         self._announce = announce or log.info
         self._said: set[str] = set()
@@ -675,6 +675,14 @@ class Timeline(Mirrored):
         drafter = Drafter(ids, self._costs, always=self.drafts == "text")
         checked = CheckedAhead if self._stepper.on_gpu else Checked
         return checked(passes, self.cache, mode, sampler, drafter, self.logits)
+
+    def _known_costs(self) -> Costs:
+        """What passes on a GPU cost: their graphs serve all documents of a model, and so does what is known
+        of them.
+        """
+        found = self.model.shared.setdefault((Costs, self.sparse is None), Costs(GPU_COSTS))
+        assert isinstance(found, Costs)
+        return found
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Token ids, int [n], as the model takes them: int64 [n]."""

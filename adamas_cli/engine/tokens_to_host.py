@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
-from adamas_cli.engine.sampler import Drawn
+from adamas_cli.engine.drawn import Drawn, Sent
 
 
-class Sent(NamedTuple):
-    """A token on its way: where it will be on the host, and the event after which it is there."""
-
-    place: Drawn
-    event: torch.cuda.Event | None
+def send_each(drawn: Drawn) -> list[Drawn]:
+    """The tokens [n] of as many answers and their weights, each apart. From a GPU all are sent to the host
+    together: a copy takes the host longer than the device.
+    """
+    apart = [Drawn(*one) for one in zip(drawn.token.split(1), drawn.weight.split(1), strict=True)]
+    if not drawn.token.is_cuda:
+        return apart
+    places = [torch.empty_like(x, device="cpu", pin_memory=True) for x in (drawn.token, drawn.weight)]
+    for there, here in zip(places, (drawn.token, drawn.weight), strict=True):
+        there.copy_(here, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    theirs = zip(*(place.split(1) for place in places), strict=True)
+    return [one._replace(sent=Sent(Drawn(*its), event, True)) for one, its in zip(apart, theirs, strict=True)]
 
 
 class TokenReader:
@@ -24,12 +31,14 @@ class TokenReader:
 
     def send(self, drawn: Drawn) -> Sent:
         """Start copying a token to the host; the original may change once this returns."""
+        if drawn.sent is not None:
+            return drawn.sent
         if not drawn.token.is_cuda:
-            return Sent(Drawn(*(x.clone() for x in drawn)), None)
+            return Sent(Drawn(drawn.token.clone(), drawn.weight.clone()), None)
         sent = self._spare.pop() if self._spare else self._make()
         assert sent.event is not None
-        for there, here in zip(sent.place, drawn, strict=True):
-            there.copy_(here, non_blocking=True)
+        sent.place.token.copy_(drawn.token, non_blocking=True)
+        sent.place.weight.copy_(drawn.weight, non_blocking=True)
         sent.event.record()
         return sent
 
@@ -40,7 +49,8 @@ class TokenReader:
                 not sent.event.query()
             ):  # waiting gives other threads the interpreter, even if there is no need
                 sent.event.synchronize()
-            self._spare.append(sent)
+            if not sent.together:
+                self._spare.append(sent)
         return sent.place.id()
 
     @staticmethod

@@ -60,6 +60,7 @@ class Server(Opened):
             log_level=logging.getLogger("adamas_cli").getEffectiveLevel(),
             access_log=logging.getLogger(__name__).isEnabledFor(logging.INFO),
             timeout_graceful_shutdown=int(self.limits.stopping),
+            http="h11",  # uvicorn's other parser takes headers of any length, before `Guard` sees a request
             lifespan="off",
         )
         try:

@@ -21,8 +21,8 @@ from adamas_cli.cache.apart import CachesApart, OneOfMany, apart_obstacle
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.model import Model
-from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.captured import HOST_ROPE, left_as_they_were
 from adamas_cli.engine.steps.describe import SPLIT
 
@@ -130,7 +130,8 @@ class StepsApart:
         taken.caches.count_step(rows)
         assert taken.logits is not None
         assert taken.drawn is not None
-        return taken.logits[:count].clone(), Drawn(*(x[:count].clone() for x in taken.drawn))
+        token, weight = (x[:count].clone() for x in (taken.drawn.token, taken.drawn.weight))
+        return taken.logits[:count].clone(), Drawn(token, weight)
 
     def prepare(self, row: Row) -> None:
         """Have the pass of a sequence alone compiled and captured."""

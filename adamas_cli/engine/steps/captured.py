@@ -18,8 +18,8 @@ from torch import Tensor
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.layer import FULL, HYBRID, LATENT, RECURRENT, SLIDING, STATELESS
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.model import Model
-from adamas_cli.engine.sampler import Drawn
 
 # The kind of RoPE that looks at positions on the host, which stalls the device at each step.
 HOST_ROPE = "dynamic"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode, Sparse
+from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.model import Model
-from adamas_cli.engine.sampler import Drawn
 from adamas_cli.engine.steps.apart import Row, StepsApart, rows_obstacle
 from adamas_cli.engine.steps.captured import CapturedSteps, graph_obstacle
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
