@@ -14,9 +14,10 @@ def send_each(drawn: Drawn) -> list[Drawn]:
     apart = [Drawn(*one) for one in zip(drawn.token.split(1), drawn.weight.split(1), strict=True)]
     if not drawn.token.is_cuda:
         return apart
-    places = [torch.empty_like(x, device="cpu", pin_memory=True) for x in (drawn.token, drawn.weight)]
-    for there, here in zip(places, (drawn.token, drawn.weight), strict=True):
-        there.copy_(here, non_blocking=True)
+    both = drawn.token, drawn.weight
+    places = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in both]
+    for place, numbers in zip(places, both, strict=True):
+        place.copy_(numbers, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
     theirs = zip(*(place.split(1) for place in places), strict=True)
@@ -45,9 +46,7 @@ class TokenReader:
     def receive(self, sent: Sent) -> int:
         """A token that was sent, once. Raises NotFiniteError."""
         if sent.event is not None:
-            if (
-                not sent.event.query()
-            ):  # waiting gives other threads the interpreter, even if there is no need
+            if not sent.event.query():  # waiting lets other threads have the interpreter, even for nothing
                 sent.event.synchronize()
             if not sent.together:
                 self._spare.append(sent)
