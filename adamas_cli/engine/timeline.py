@@ -118,7 +118,6 @@ class Timeline(Mirrored):
         self.model = Model.of(loaded)
         self.batch = batch
         self.drafts = drafts
-        self._costs = self._known_costs() if self.model.device.type == "cuda" else Costs()
         self.attention = attention
         self._announce = announce or log.info
         self._said: set[str] = set()
@@ -134,6 +133,7 @@ class Timeline(Mirrored):
         self.cache_dtype = cache_format(attention.cache_dtype, in_bytes=loaded.in_bytes)
         self.backend_reason = decided.reason
         self.sparse = attention.resolve(decided, announce)
+        self._costs = self._known_costs() if self.model.device.type == "cuda" else Costs()
         self._reads_sparsely = decided.read == "sparse"
         self.cache = KVCache.for_model(
             self.model.config,
