@@ -44,7 +44,7 @@ from adamas_kernels.triton.launch import CHAINING_CAPABILITY
 from adamas_kernels.triton.packed_dense import packed_dense_kernel
 from adamas_kernels.triton.packed_rows import turn_kernel
 from adamas_kernels.triton.plain_rows import plain_rows_kernel
-from adamas_kernels.triton.plane_tiles import MOST_IN_TILES
+from adamas_kernels.triton.plane_tiles import MANY_ROWS, MOST_IN_TILES
 from adamas_kernels.triton.planes import PlaneWeight, split
 from adamas_kernels.triton.prefill import banded_attention, merge_into
 from adamas_kernels.triton.reading import choose_blocks, summarize
@@ -66,7 +66,7 @@ STACK_LIMIT = {
     "fetch_kernel": 8,
     "banded_kernel": 8,
     "plane_product_kernel": 32,
-    "plane_tiles_kernel": 8,
+    "plane_tiles_kernel": 16,
     "sparse_prefill_kernel": 40,
     "attend_once_kernel": 16,
     "merge_kernel": 8,
@@ -257,8 +257,9 @@ def products(kind: str, outputs: int, inputs: int, rows: int, generation: int) -
     x = torch.zeros(rows, inputs, dtype=torch.bfloat16)
     backend = TritonBackend(chained=generation >= 10 * CHAINING_CAPABILITY)
     few = 1 < rows <= MOST_IN_TILES
+    adds = few and outputs < MANY_ROWS  # a residual, as a layer's last products do
     with recorded() as found:
-        backend.linear(x, weight, x.new_zeros(rows, outputs) if few else None)
+        backend.linear(x, weight, x.new_zeros(rows, outputs) if adds else None)
         if few and kind == "Q4_K":
             backend.gated(x, weight)
             backend.norm(x, x[0], 1e-6)
