@@ -244,10 +244,21 @@ def test_one_pass_takes_several_tokens_of_any_sequence(loaded, name):
     assert sorted(tokens for _, _, tokens in steps._passes if tokens > 1) == [2, 4]
 
 
+@pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("name", ["full", "windows"])
-def test_a_short_question_is_read_in_steps(monkeypatch, loaded, name):
-    """Whose graphs exist, where answers share them; what fills up the last step leaves no trace."""
-    monkeypatch.setattr(Stepper, "_give_up", lambda *of: None)  # in the interpreter nothing is captured
+def test_a_short_question_is_read_in_steps(monkeypatch, loaded, name, fits):
+    """Where answers share them, or in a plain pass if a graph does not fit into memory; what fills up the
+    last step leaves no trace.
+    """
+    given_up, step = list[str](), StepsApart.step
+
+    def several(steps: StepsApart, rows: list[Row]) -> tuple[torch.Tensor, Drawn]:
+        if len(rows[0].token) > 1 and not fits:
+            raise torch.OutOfMemoryError
+        return step(steps, rows)
+
+    monkeypatch.setattr(StepsApart, "step", several)
+    monkeypatch.setattr(Stepper, "_give_up", lambda stepper, tokens, reason: given_up.append(reason))
     timeline = opened(loaded[name], 70, FULL, batch=Batch(Model.of(loaded[name])), drafts="off")
     monkeypatch.setattr(Reader, "_read_chunk", None)
     timeline._stepper._captured = timeline._stepper._captured or SimpleNamespace()
@@ -262,6 +273,7 @@ def test_a_short_question_is_read_in_steps(monkeypatch, loaded, name):
     assert [token.id for token in tokens] == expected.argmax(-1).tolist()
     torch.testing.assert_close(timeline.logits.double().cpu(), expected[-1], rtol=1e-3, atol=1e-3)
     assert timeline.ids[: len(said[0])].tolist() == said[0].tolist()
+    assert ("no memory for a CUDA graph" in given_up) != fits
 
 
 def test_a_step_takes_tokens_that_are_expected():

@@ -110,7 +110,7 @@ class Stepper:
         if self._compiled is not None and self.runs_compiled(mode):
             return self._compiled.step(Entry(self._cache, tokens.tolist(), mode)), None
         if len(tokens) > 1 and (row := self._row_for(mode)) is not None:
-            return self._step_apart(row, tokens), None
+            return self._step_apart(row, tokens, mode), None
         if (captured := self._captured_for(mode)) is not None:
             try:
                 return captured.step(tokens, mode)
@@ -139,7 +139,7 @@ class Stepper:
         assert row is not None
         for part in tokens.split(LARGEST_STEP):
             after = self._cache.get_seq_length() + len(part)
-            logits = self._step_apart(row, F.pad(part, (0, LARGEST_STEP - len(part))))
+            logits = self._step_apart(row, F.pad(part, (0, LARGEST_STEP - len(part))), mode)
             self._cache.retract_in_place(after)
         return logits[len(part) - 1]
 
@@ -156,19 +156,23 @@ class Stepper:
         """The cache as a row of passes whose graphs serve all caches of the model, if those take several
         tokens in this mode.
         """
-        if self._captured is None or mode.sparse is not None or not self._cache.get_seq_length():
+        if self._captured is None or self._uncheckable is not None or mode.sparse is not None:
             return None
-        if rows_obstacle(self._model, self._cache, None) is not None:
+        if not self._cache.get_seq_length() or rows_obstacle(self._model, self._cache, None) is not None:
             return None
         if self._row is None or self._row.mode != mode:
             self._row = Row(self._cache, mode)
         return self._row
 
-    def _step_apart(self, row: Row, tokens: Tensor) -> Tensor:
+    def _step_apart(self, row: Row, tokens: Tensor, mode: Mode) -> Tensor:
         """The logits after each of several tokens, [n, vocabulary]."""
         together = StepsApart.of(self._model, captures=True)
         row.tokens, row.token = self._cache.get_seq_length(), tokens
-        logits, _ = together.step([row])
+        try:
+            logits, _ = together.step([row])
+        except torch.OutOfMemoryError:  # for a graph, before anything was appended
+            self._give_up(len(tokens), "no memory for a CUDA graph")
+            return self._model.forward(tokens, self._cache, mode, every=True)
         row.settle()
         self._cache.tell_length()
         if not together.captures:
