@@ -159,7 +159,7 @@ def test_what_is_under_way_is_told_when_the_worker_stops() -> None:
 
 @pytest.mark.parametrize(("together", "wakes"), [(60.0, [1, 2, 2, 2]), (0.0, [1] * 7)])
 def test_the_loop_is_woken_once_for_a_round(monkeypatch, together: float, wakes: list[int]) -> None:
-    """Or more often, if steps take longer than events may wait. A cancelled job's end is an event too."""
+    """Or more often, if steps take longer than events may wait. A job's end is an event too."""
     monkeypatch.setattr("adamas_cli.serve.worker.TOGETHER", together)
     worker, told = Worker(2, 0), list[int]()
 

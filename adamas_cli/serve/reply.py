@@ -58,17 +58,17 @@ class Reply:
         """
         said: Said | None = None
         async for piece in self._followed(events):
-            if isinstance(said, Said) and isinstance(piece, Said) and piece.reasoning == said.reasoning:
-                said = Said(said.text + piece.text, said.reasoning, said.tokens + piece.tokens)
-            elif piece is not None:
-                if said is not None:
+            if isinstance(piece, Said):
+                if said is not None and piece.reasoning == said.reasoning:
+                    piece = Said(said.text + piece.text, said.reasoning, said.tokens + piece.tokens)
+                elif said is not None:
                     yield said
-                said = piece if isinstance(piece, Said) else None
-                if isinstance(piece, Prefill):
-                    yield piece
-            if said is not None and not has_more():
+                said = piece
+            if said is not None and (isinstance(piece, Prefill) or not has_more()):
                 yield said
                 said = None
+            if isinstance(piece, Prefill):
+                yield piece
         if said is not None:
             yield said
 

@@ -49,7 +49,6 @@ class Job(Generic[T]):
         self._forget(self)
         self._events.put_nowait(error or _END)
 
-    @property
     def has_more(self) -> bool:
         """Whether the next event is here already."""
         return not self._events.empty()

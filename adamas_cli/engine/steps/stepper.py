@@ -43,6 +43,7 @@ class Stepper:
         self._compiled: CompiledSteps | None = None
         self._captured: CapturedSteps | None = None
         self._row: Row | None = None  # of the passes of several tokens that attend fully
+        self._shares_graphs = rows_obstacle(model, cache, None) is None  # those of all caches of the model
         self._uncheckable = _capture_obstacle(model, cache)
         self.reason: str | None = None
         if model.device.type == "cuda":
@@ -156,9 +157,9 @@ class Stepper:
         """The cache as a row of passes whose graphs serve all caches of the model, if those take several
         tokens in this mode.
         """
-        if self._captured is None or self._uncheckable is not None or mode.sparse is not None:
+        if self._captured is None or self._uncheckable is not None or not self._shares_graphs:
             return None
-        if not self._cache.get_seq_length() or rows_obstacle(self._model, self._cache, None) is not None:
+        if mode.sparse is not None or not self._cache.get_seq_length():
             return None
         if self._row is None or self._row.mode != mode:
             self._row = Row(self._cache, mode)

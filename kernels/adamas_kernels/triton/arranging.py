@@ -27,12 +27,18 @@ PAIRS = tl.constexpr(8)  # of words, in a chunk
 
 
 @triton.jit
+def half_in(words, PART: tl.constexpr):
+    """One of the float16 numbers in each word, as float32."""
+    return (words.to(tl.int32) >> (16 * PART)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
 def number_in(words, UPPER: tl.constexpr, BRAIN: tl.constexpr):
     """One of the two 16-bit numbers in each int32, as float32."""
     if BRAIN:
         number = (words & -0x10000 if UPPER else words << 16).to(tl.float32, bitcast=True)
     else:
-        number = (words >> (16 if UPPER else 0)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        number = half_in(words, 1 if UPPER else 0)
     return number
 
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.triton.arranging import arranged
+from adamas_kernels.triton.arranging import arranged, half_in
 from adamas_kernels.triton.codes import codes_of, constants
 from adamas_kernels.triton.fragments import (
     LANES,
@@ -37,6 +37,7 @@ from adamas_kernels.triton.fragments import (
 from adamas_kernels.triton.launch import chains, has_ptx
 from adamas_kernels.triton.planes import PlaneWeight
 
+MOST_IN_TILES = 16  # rows that are multiplied from codes; more are not faster so
 SCALE_BYTES = 8  # most bytes of scales that are loaded at once
 MOST_WARPS = 8  # that share a row
 BUSY = 3500  # warps with one tile each that keep the memory of the largest GPUs busy
@@ -119,12 +120,6 @@ def sums_of_codes(
         if split:
             sums = add_step(sums, high, high, x, heads[1], step, 0, BRAIN, WARPS, FAST)
     return sums
-
-
-@triton.jit
-def half_in(words, PART: tl.constexpr):
-    """One of the float16 numbers in each word, as float32."""
-    return (words.to(tl.int32) >> (16 * PART)).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
@@ -265,7 +260,7 @@ def plane_tiles_kernel(
                 result += tl.load(bias_ptr + tl.minimum(n, rows - 1)).to(tl.float32)
             m = few_begin + TILE_FEW * few + at_lane % SHARING * 2 + odd
             place, there = m.to(tl.int64) * rows + n, (n < rows) & (m < count)
-            if BIAS and EACH:
+            if EACH:
                 result += tl.load(bias_ptr + place, mask=there, other=0.0).to(tl.float32)
             tl.store(out_ptr + place, result.to(out_ptr.dtype.element_ty), mask=there)
 
@@ -290,9 +285,6 @@ def tiling(rows: int, chunks: int) -> TilesTiling:
     while 2 * warps <= most and warps * triton.cdiv(rows, TILE_ROWS.value) < BUSY:
         warps *= 2
     return TilesTiling(2 if rows >= MANY_ROWS else 1, warps)
-
-
-MOST_IN_TILES = 16  # rows that are multiplied from codes; more are not faster so
 
 
 def takes_tiles(dtype: torch.dtype, weight: PlaneWeight) -> bool:
