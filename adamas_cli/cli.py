@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -16,7 +16,7 @@ from adamas_cli.commands.failures import InterruptedByUserError, abandon_stdout,
 from adamas_cli.commands.options import setting_names, with_defaults
 from adamas_cli.commands.table import Commands
 from adamas_cli.config import config_path, read_config
-from adamas_cli.errors import INTERRUPTED, UsageError, as_user_error
+from adamas_cli.errors import INTERRUPTED, RankLostError, UsageError, as_user_error
 from adamas_cli.heap import collect_seldom
 
 # typer's exception for a wrong command line; the base class of its public BadParameter has no public name.
@@ -88,14 +88,23 @@ def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> i
         code = report(InterruptedByUserError("interrupted"), as_json=as_json)
         if owns_process:
             # An orderly shutdown of torch can take longer than the second that Ctrl-C may take.
-            sys.stdout.flush()
-            os._exit(code)
+            _end_at_once(code)
     except Exception as error:  # the last line of defence: users see a traceback only on request
         shown = as_user_error(error)
         if shown is not error:
             shown.__cause__ = error
-        return report(shown, as_json=as_json)
+        code = report(shown, as_json=as_json)
+        if owns_process and isinstance(shown, RankLostError):
+            # Threads that still wait for the lost GPU would abort an orderly shutdown.
+            _end_at_once(code)
+        return code
     return code
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End this process without what libraries do at the end."""
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _run_typer(arguments: list[str]) -> int:

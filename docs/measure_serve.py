@@ -43,6 +43,7 @@ from adamas_cli.store.settings import StoreSettings
 
 QUESTIONS = [f"What does part {number} of the text say?" for number in range(1, 9)]
 PROCESSES = 4  # that clients run in
+WARM = 4.0  # seconds that all clients ask before anything is measured
 GROWTH = 0.05  # the share of the first tenth's memory that the rest of the time may add
 
 
@@ -175,9 +176,11 @@ def main() -> int:
     def attend(address: str) -> None:
         Clients(address).first_token()  # compiles kernels
         print(f"first token, idle: {Clients(address).first_token():.3f} s", flush=True)
-        share = partial(seen_by, address, expected, chosen.leave, chosen.seconds)
         groups = [range(first, chosen.clients, PROCESSES) for first in range(min(PROCESSES, chosen.clients))]
-        seen = [processes.submit(share, numbers) for numbers in groups]
+        share = partial(seen_by, address, expected, chosen.leave)
+        deque(processes.map(partial(share, WARM), groups), maxlen=0)  # captures steps of several answers
+        print("warm", flush=True)
+        seen = [processes.submit(share, chosen.seconds, numbers) for numbers in groups]
         for _ in range(10):
             time.sleep(chosen.seconds / 10)
             memory.append(psutil.Process().memory_info().rss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -157,10 +158,16 @@ def test_what_is_under_way_is_told_when_the_worker_stops() -> None:
     assert gate.closed
 
 
-@pytest.mark.parametrize(("together", "wakes"), [(60.0, [1, 2, 2, 2]), (0.0, [1] * 7)])
-def test_the_loop_is_woken_once_for_a_round(monkeypatch, together: float, wakes: list[int]) -> None:
-    """Or more often, if steps take longer than events may wait. A job's end is an event too."""
-    monkeypatch.setattr("adamas_cli.serve.worker.TOGETHER", together)
+@pytest.mark.parametrize(
+    ("share", "longest", "wakes"),
+    [(1e9, 0.0, [4, 3]), (0.0, 0.0, [1] * 7), (1e9, 120.0, [1] * 7)],
+    ids=["at its end", "at once", "before a long step"],
+)
+def test_events_of_a_job_go_together(monkeypatch, share: float, longest: float, wakes: list[int]) -> None:
+    """At the latest with its end, which is an event too; at once, while it is young or steps take longer."""
+    monkeypatch.setattr("adamas_cli.serve.worker.TOGETHER", 60.0)
+    monkeypatch.setattr("adamas_cli.serve.worker.SHARE", share)
+    monkeypatch.setattr("adamas_cli.serve.worker.FADING", 1.0)
     worker, told = Worker(2, 0), list[int]()
 
     async def scene() -> None:
@@ -181,11 +188,24 @@ def test_the_loop_is_woken_once_for_a_round(monkeypatch, together: float, wakes:
         while not worker.active:
             await asyncio.sleep(0.001)
         jobs.append(worker.submit(lambda: iter(range(2))))
+        monkeypatch.setattr("adamas_cli.serve.worker.time", Clock(longest))
         hold.set()
         assert await asyncio.gather(*map(gathered, jobs)) == [[0, 1, 2], [0, 1]]
 
     within(worker, scene)
     assert told == wakes
+
+
+class Clock:
+    """A clock that shows this much more each time, in seconds."""
+
+    def __init__(self, step: float) -> None:
+        self._step, self._now = step, time.monotonic()
+
+    def monotonic(self) -> float:
+        """The time."""
+        self._now += self._step
+        return self._now
 
 
 def test_pieces_that_wait_are_one_piece() -> None:

@@ -22,6 +22,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.extent import Extent
+from adamas_cli.cache.filling import fill
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.layer import Layer
 from adamas_cli.cache.mode import Mode
@@ -172,9 +173,11 @@ class CachesApart(KVCache):
         sharing = [cache.root is not None and cache.root.id is root for cache in caches]
         rows = self._rows(sequences, sharing, common)
         unused = self.size - len(caches)
-        self._places.copy_(torch.from_numpy(rows))
-        self.extent.lengths.copy_(torch.tensor([one.tokens for one in sequences] + [0] * unused))
-        self._present.copy_(torch.tensor([self.new] * len(caches) + [0] * unused))
+        lengths = [one.tokens for one in sequences] + [0] * unused
+        present = [self.new] * len(caches) + [0] * unused
+        fill(self._places, torch.from_numpy(rows))
+        fill(self.extent.lengths, torch.tensor(lengths, dtype=torch.int32))
+        fill(self._present, torch.tensor(present, dtype=torch.int32))
         self._seated = seated
 
     def count_step(self, sequences: Sequence[OneOfMany]) -> None:

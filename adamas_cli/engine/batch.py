@@ -22,7 +22,7 @@ from adamas_cli.engine.model import Model
 from adamas_cli.engine.steps.apart import Row, StepsApart
 from adamas_cli.engine.steps.compiled import CompiledSteps, Entry
 from adamas_cli.engine.steps.describe import SPLIT, NoCompiledFormError
-from adamas_cli.engine.tokens_to_host import send_each
+from adamas_cli.engine.tokens_to_host import TokenSender
 
 MOST_TOGETHER = LARGEST_STEP  # answers running at once
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -118,6 +118,7 @@ class Batch:
         self._model, self._graphs = model, graphs
         self._seats: list[Seat] = []
         self._together: Together | None = None
+        self._sender = TokenSender()
 
     def seat(self, cache: KVCache, mode: Mode) -> Seat:
         """A place for an answer that attends in this mode. Raises NoCompiledFormError if nothing takes steps
@@ -184,7 +185,7 @@ class Batch:
         sizes = [len(seat.left) for seat in together]
         each: Sequence[Drawn | None] = [None] * len(together)
         if drawn is not None:
-            each = send_each(drawn)
+            each = self._sender.send_each(drawn)
         for seat, its, greedy in zip(together, logits.split(sizes), each, strict=True):
             seat.took(its, greedy, alone=len(together) == 1)
 

@@ -17,7 +17,7 @@ from adamas_cli.engine.drafts import Drafter
 from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.events import Drafted
 from adamas_cli.engine.sampler import Sampler
-from adamas_cli.engine.tokens_to_host import Sent, TokenReader
+from adamas_cli.engine.tokens_to_host import TokenSender
 
 
 class _Checking(ABC):
@@ -143,10 +143,9 @@ class CheckedAhead(_Checking):
         self, passes: Passes, cache: KVCache, mode: Mode, sampler: Sampler, drafter: Drafter, logits: Tensor
     ) -> None:
         super().__init__(passes, cache, mode, sampler, drafter, logits)
-        self._reader = TokenReader()
+        self._sender = TokenSender()
         # Without tokens on the host, the next one is on its way there.
         self._drawn: Drawn
-        self._sent: Sent
         self._draw(sampler.next(logits))
         self._fed = False  # whether the last token is in the cache
         self._begun = False  # whether a pass waits to be launched
@@ -191,12 +190,12 @@ class CheckedAhead(_Checking):
         """The token on its way; this many are left to say after it. Before it arrives, the step after it is
         launched, if no draft is likely then.
         """
-        sent = self._sent
+        coming = self._drawn
         ahead = self._count > 0 and left > 0 and not self._drafter.propose(self._passes.most, left)
         if ahead:
             self._begin(self._drawn.token)
             self._launch()
-        token, before = self._reader.receive(sent), self._received
+        token, before = coming.id(), self._received
         now = time.perf_counter()
         if before is not None:
             self._drafter.costs.took(1, now - before)
@@ -222,7 +221,7 @@ class CheckedAhead(_Checking):
 
     def _draw(self, drawn: Drawn) -> None:
         """This token is the next one; see `OneByOne`."""
-        self._drawn, self._sent = drawn, self._reader.send(drawn)
+        self._drawn = self._sender.send(drawn)
 
     def _finish(self) -> None:
         self._launch()

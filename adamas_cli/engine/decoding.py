@@ -12,7 +12,7 @@ from adamas_cli.engine.drawn import Drawn
 from adamas_cli.engine.events import Drafted
 from adamas_cli.engine.sampler import Sampler
 from adamas_cli.engine.steps.stepper import Stepper
-from adamas_cli.engine.tokens_to_host import TokenReader
+from adamas_cli.engine.tokens_to_host import TokenSender
 
 if TYPE_CHECKING:
     from adamas_cli.ranks.group import Ranks
@@ -127,7 +127,7 @@ class OneByOne:
         self._ranks = ranks
         self._passes, self._sampler = passes, sampler
         self._device = logits.device
-        self._reader = TokenReader()
+        self._sender = TokenSender()
         self._draw(sampler.next(logits))
         self._count = 0
         # A GPU gets the next step before the host knows the token it starts from. So one step too many runs
@@ -143,7 +143,7 @@ class OneByOne:
     def next(self, left: int) -> int:
         """See `Saying.next`."""
         self._finish()
-        sent = self._sent
+        coming = self._drawn
         # Nothing may delay the first token, least of all compiling.
         self._fed = left > 1 and self._ahead and not self._first
         self._first = False
@@ -152,7 +152,7 @@ class OneByOne:
             self._finish()
             if left > 2:
                 self._passes.expect(self._drawn.token)
-        return self._reader.receive(sent)
+        return coming.id()
 
     def feed(self, left: int) -> None:
         """See `Saying.feed`."""
@@ -187,4 +187,4 @@ class OneByOne:
         """
         if self._ranks is not None:
             self._ranks.follow(drawn.token)
-        self._drawn, self._sent = drawn, self._reader.send(drawn)
+        self._drawn = self._sender.send(drawn)

@@ -21,6 +21,7 @@ from adamas_kernels.reading import ReadSettings
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
+from adamas_cli.cache.filling import on_device
 from adamas_cli.cache.formats import formats_of
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.names import STREAMS
@@ -466,6 +467,7 @@ class Timeline(Mirrored):
                 yield from self._announced(self._read_in_steps(ids, mode, start))
                 if keep:
                     self._recent.append(self.mark())
+                    back = self._recent[-1].mark
             else:
                 tokens = self._on_device(ids)
                 for event in self._announced(self._reader.read(tokens, start, encode=sparse_from != "never")):
@@ -473,7 +475,7 @@ class Timeline(Mirrored):
                         self._recent.append(self.mark())
                     yield event
                 self.logits = self._reader.logits
-            if keep:
+            if keep and back is None:
                 back = self.cache.mark()
             prefilled = time.perf_counter()
             with self._compiling_announced():
@@ -686,7 +688,7 @@ class Timeline(Mirrored):
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Token ids, int [n], as the model takes them: int64 [n]."""
-        return torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(self.model.device)
+        return on_device(torch.from_numpy(np.array(ids, np.int64)), self.model.device)
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:

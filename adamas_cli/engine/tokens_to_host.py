@@ -2,57 +2,73 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from typing import NamedTuple
+
 import torch
 
-from adamas_cli.engine.drawn import Drawn, Sent
+from adamas_cli.engine.drawn import Drawn
 
 
-def send_each(drawn: Drawn) -> list[Drawn]:
-    """The tokens [n] of as many answers and their weights, each apart. From a GPU all are sent to the host
-    together: a copy takes the host longer than the device.
+class _Places(NamedTuple):
+    """Pinned memory for tokens [n] and their weights, and an event after which they are there."""
+
+    token: torch.Tensor
+    weight: torch.Tensor
+    event: torch.cuda.Event
+
+
+class Sent:
+    """Tokens of a few answers with their weights, on their way to the host. All are read at once: after a
+    call to torch for each, another thread would have the interpreter.
     """
-    apart = [Drawn(*one) for one in zip(drawn.token.split(1), drawn.weight.split(1), strict=True)]
-    if not drawn.token.is_cuda:
-        return apart
-    both = drawn.token, drawn.weight
-    places = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in both]
-    for place, numbers in zip(places, both, strict=True):
-        place.copy_(numbers, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    theirs = zip(*(place.split(1) for place in places), strict=True)
-    return [one._replace(sent=Sent(Drawn(*its), event, True)) for one, its in zip(apart, theirs, strict=True)]
+
+    def __init__(self, places: _Places, spare: list[_Places]) -> None:
+        """spare: takes the places once they are read."""
+        self._places, self._spare = places, spare
+        self._numbers: list[tuple[int, float]] | None = None
+
+    def number(self, row: int) -> tuple[int, float]:
+        """A token and its weight; waits until they are here."""
+        if self._numbers is None:
+            token, weight, event = self._places
+            if not event.query():  # waiting lets other threads have the interpreter, even for nothing
+                event.synchronize()
+            self._numbers = list(zip(token.tolist(), weight.tolist(), strict=True))
+            self._spare.append(self._places)
+        return self._numbers[row]
 
 
-class TokenReader:
+class TokenSender:
     """Sends tokens with their weights to the host. Sending does not wait for a GPU."""
 
     def __init__(self) -> None:
-        self._spare: list[Sent] = []
+        self._spare: defaultdict[int, list[_Places]] = defaultdict(list)  # by number of tokens
 
-    def send(self, drawn: Drawn) -> Sent:
-        """Start copying a token to the host; the original may change once this returns."""
-        if drawn.sent is not None:
-            return drawn.sent
-        if not drawn.token.is_cuda:
-            return Sent(Drawn(drawn.token.clone(), drawn.weight.clone()), None)
-        sent = self._spare.pop() if self._spare else self._make()
-        assert sent.event is not None
-        sent.place.token.copy_(drawn.token, non_blocking=True)
-        sent.place.weight.copy_(drawn.weight, non_blocking=True)
-        sent.event.record()
-        return sent
+    def send(self, drawn: Drawn) -> Drawn:
+        """A token, on its way to the host."""
+        if drawn.sent is not None or not drawn.token.is_cuda:
+            return drawn
+        return drawn._replace(sent=self._sent(drawn))
 
-    def receive(self, sent: Sent) -> int:
-        """A token that was sent, once. Raises NotFiniteError."""
-        if sent.event is not None:
-            if not sent.event.query():  # waiting lets other threads have the interpreter, even for nothing
-                sent.event.synchronize()
-            if not sent.together:
-                self._spare.append(sent)
-        return sent.place.id()
+    def send_each(self, drawn: Drawn) -> list[Drawn]:
+        """The tokens [n] of as many answers and their weights, each apart. From a GPU all are sent to the
+        host together: a copy takes the host longer than the device.
+        """
+        sent = self._sent(drawn) if drawn.token.is_cuda else None
+        both = zip(drawn.token.split(1), drawn.weight.split(1), strict=True)
+        return [Drawn(token, weight, sent, row) for row, (token, weight) in enumerate(both)]
 
-    @staticmethod
-    def _make() -> Sent:
-        token, weight = (torch.empty(1, dtype=kind, pin_memory=True) for kind in (torch.int64, torch.float32))
-        return Sent(Drawn(token, weight), torch.cuda.Event())
+    def _sent(self, drawn: Drawn) -> Sent:
+        """Start copying tokens [n]; the originals may change once this returns."""
+        spare = self._spare[len(drawn.token)]
+        places = spare.pop() if spare else _make(len(drawn.token))
+        places.token.copy_(drawn.token, non_blocking=True)
+        places.weight.copy_(drawn.weight, non_blocking=True)
+        places.event.record()
+        return Sent(places, spare)
+
+
+def _make(count: int) -> _Places:
+    token, weight = (torch.empty(count, dtype=kind, pin_memory=True) for kind in (torch.int64, torch.float32))
+    return _Places(token, weight, torch.cuda.Event())

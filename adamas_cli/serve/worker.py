@@ -4,13 +4,15 @@ A job is a generator whose steps each read a chunk or give a token. Up to `lanes
 each in turn; further ones wait.
 
 Python runs one thread at a time, and the event loop's work for every token of every client would hold up the
-next step. So events go to the loop several at once, and clients' texts are joined there as far as they wait.
+next step: a message takes the loop about as long as a GPU takes for a token. So a job's events go to the loop
+several at once, and what a client gets is joined there as far as it waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -23,7 +25,9 @@ from adamas_cli.serve.errors import BusyError, StoppingError
 
 T = TypeVar("T")
 RETRY_AFTER = 5  # seconds that a client is told to wait
-TOGETHER = 0.002  # seconds within which events go to the event loop together; it is woken once for them
+TOGETHER = 0.025  # seconds within which a job's events go to the event loop together
+SHARE = 1 / 16  # of the time since a job was submitted that its events may wait; later TOGETHER is less
+FADING = 0.9  # of the longest step, with each later one
 _END = object()  # after the last event of a job
 
 log = logging.getLogger(__name__)
@@ -36,7 +40,7 @@ class Job(Generic[T]):
 
     def __init__(self, begin: Callable[[], Iterator[T]], forget: Callable[[Job], None]) -> None:
         self._begin, self._forget = begin, forget
-        self.loop = asyncio.get_running_loop()
+        self.loop, self.submitted = asyncio.get_running_loop(), time.monotonic()
         self._events: asyncio.Queue[object] = asyncio.Queue()
         self._steps: Iterator[T] | None = None
         self._cancelled = threading.Event()
@@ -88,30 +92,32 @@ class Job(Generic[T]):
 
 
 class _Outbox:
-    """Events on their way from the worker's thread to event loops."""
+    """Events on their way from the worker's thread to event loops. Those of a job go together, at the latest
+    after TOGETHER and at once in its first moments, when a client still waits to see anything.
+    """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Job, object]] = []
-        self._since = 0.0  # when the first of them came
+        self._waiting: dict[Job, list[object]] = {}
+        self._due: dict[Job, float] = {}  # when the first of its events must go
 
-    def put(self, job: Job, event: object) -> None:
+    def put(self, job: Job, event: object, *, last: bool) -> None:
         """Add an event of a job, or what ends its events."""
-        if not self._waiting:
-            self._since = time.monotonic()
-        self._waiting.append((job, event))
+        self._waiting.setdefault(job, []).append(event)
+        now = time.monotonic()
+        wait = 0.0 if last else min(TOGETHER, (now - job.submitted) * SHARE)
+        self._due[job] = min(self._due.get(job, math.inf), now + wait)
 
-    def send_due(self) -> None:
-        """Send what has waited for long enough: the next step may take a while."""
-        if self._waiting and time.monotonic() - self._since >= TOGETHER:
-            self.send()
-
-    def send(self) -> None:
-        """Send all events."""
-        waiting, self._waiting = self._waiting, []
-        for loop in {job.loop for job, _ in waiting}:
-            its = [(job, event) for job, event in waiting if job.loop is loop]
+    def send(self, until: float = math.inf) -> None:
+        """Send the events of jobs that may wait no longer than until then, in seconds of the clock."""
+        due = [job for job, when in self._due.items() if when <= until]
+        for job in due:
+            del self._due[job]
+        for loop in {job.loop for job in due}:
+            its = [(job, event) for job in due if job.loop is loop for event in self._waiting[job]]
             with suppress(RuntimeError):  # the loop has ended, so nobody listens
                 loop.call_soon_threadsafe(_deliver, its)
+        for job in due:
+            del self._waiting[job]
 
 
 def _deliver(events: list[tuple[Job, object]]) -> None:
@@ -182,24 +188,27 @@ class Worker:
             self._waiting.remove(job)
 
     def _work(self) -> None:
-        outbox = _Outbox()
-        while self._ready():
+        outbox, longest = _Outbox(), 0.0
+        while self._ready(outbox):
             for job in list(self._active):
-                outbox.send_due()
+                begun = time.monotonic()
+                outbox.send(begun + longest)  # what is due before the next chance
                 event, last = job.step()
                 if last:
                     with self._changed:  # before the client hears of it, so that it may ask again
                         self._active.remove(job)
-                outbox.put(job, event)
-            outbox.send()
+                outbox.put(job, event, last=last)
+                longest = max(FADING * longest, time.monotonic() - begun)
         for job in [*self._active, *self._waiting]:
             job.close()
-            outbox.put(job, StoppingError())
+            outbox.put(job, StoppingError(), last=True)
         outbox.send()
 
-    def _ready(self) -> bool:
+    def _ready(self, outbox: _Outbox) -> bool:
         """Wait until a job is in progress; False once the worker stops."""
         while True:
+            if self._calls or not self._active:
+                outbox.send()
             with self._changed:
                 while not (self._calls or self._waiting or self._active or self._stopping):
                     self._changed.wait()
