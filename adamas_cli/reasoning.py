@@ -271,6 +271,9 @@ class ReasoningSplitter:
                 return True
             self._pass(found)
             return True
+        if not any(mark[0] in self._held for mark in marks):
+            self._say(parts, len(self._held))
+            return False
         at = [(self._held.find(mark), -len(mark), mark) for mark in marks if mark in self._held]
         start, _, mark = min(at, default=(len(self._held), 0, ""))
         first = max(0, len(self._held) - max(map(len, marks), default=0))

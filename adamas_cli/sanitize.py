@@ -32,6 +32,8 @@ class Sanitizer:
 
     def feed(self, text: str) -> str:
         """The part of the text that can be printed now."""
+        if not self._held and text.isprintable():
+            return text
         text = _ESCAPE.sub("", self._held + text)
         start = re.search(r"[\x1b\x9b\x9d\x90\x98\x9e\x9f]", text)
         cut = len(text) if start is None or len(text) - start.start() > _LONGEST_ESCAPE else start.start()

@@ -7,10 +7,11 @@ sequences apart; so layers must attend and do nothing else across tokens.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -22,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.extent import Extent
-from adamas_cli.cache.filling import fill
+from adamas_cli.cache.filling import Filler
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.layer import Layer
 from adamas_cli.cache.mode import Mode
@@ -30,6 +31,7 @@ from adamas_cli.cache.sliding import SlidingLayer
 from adamas_cli.cache.tally import Tally
 
 ROOM_AHEAD = 64  # tokens: asking every layer for room takes a while
+ALIGNED = 16  # bytes, as Triton's kernels have pointers
 SPARE_TOKENS = LARGEST_STEP  # room of the sequence in unused rows; each pass overwrites its first tokens
 
 
@@ -130,6 +132,28 @@ class OneOfMany:
         self.cache.truncate(self.tokens)
 
 
+class _Told(NamedTuple):
+    """What a pass is told about its sequences, in one buffer: all int64, places int64 [layers, size + 1,
+    fields], see `ApartCache`; lengths, present: int32 [size], tokens before the pass and new ones.
+    """
+
+    all: Tensor
+    places: Tensor
+    lengths: Tensor
+    present: Tensor
+
+    @classmethod
+    def room(cls, shape: tuple[int, int, int], device: torch.device) -> _Told:
+        """Zeros for places of this shape."""
+        size = shape[1] - 1
+        parts = 8 * math.prod(shape), 4 * size, 4 * size  # bytes
+        ends = np.cumsum([-(-part // ALIGNED) * ALIGNED for part in parts])
+        told = torch.zeros(int(ends[-1]) // 8, dtype=torch.int64, device=device)
+        counts = told.view(torch.int32)
+        lengths, present = (counts[end // 4 :][:size] for end in ends[:2].tolist())
+        return cls(told, told[: math.prod(shape)].view(shape), lengths, present)
+
+
 class CachesApart(KVCache):
     """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there
     is one. like: a cache of such a sequence. room: maximum tokens that fit any of them. new: tokens of each
@@ -140,20 +164,20 @@ class CachesApart(KVCache):
 
     def __init__(self, like: KVCache, mode: Mode, size: int, room: int, new: int = 1) -> None:
         device = like.extent.lengths.device
-        lengths = torch.zeros(size, dtype=torch.int32, device=device)
-        extent = Extent(lengths, reach=like.extent.reach, shift=like.extent.shift)
+        shape = len(like.kept), size + 1, len(APART_FIELDS)
+        told = _Told.room(shape, device)
+        extent = Extent(told.lengths, reach=like.extent.reach, shift=like.extent.shift)
         alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         self.size, self.room, self.new = size, room, new
         self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))
-        shape = len(like.kept), size + 1, len(APART_FIELDS)
-        self._places = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._present = torch.zeros(size, dtype=torch.int32, device=device)
+        self._told, self._filler = told, Filler(told.all)
+        self._host = _Told.room(shape, torch.device("cpu"))  # what is told next
         self._seated: list[tuple[object, int, int]] | None = None
-        self._known: WeakKeyDictionary[OneOfMany, tuple[int, np.ndarray]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[KVCache, tuple[int, np.ndarray]] = WeakKeyDictionary()
         spares = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]
         self._own = [
             ApartLayer(spare, self, places, shares=size > 1)
-            for spare, places in zip(spares, self._places, strict=True)
+            for spare, places in zip(spares, told.places, strict=True)
         ]
         super().__init__(self._own, extent, like.placement, None)
         self.tally = self.mode.tally
@@ -171,13 +195,11 @@ class CachesApart(KVCache):
         caches = [one.cache for one in sequences]
         root, common = common_root(caches)
         sharing = [cache.root is not None and cache.root.id is root for cache in caches]
-        rows = self._rows(sequences, sharing, common)
         unused = self.size - len(caches)
-        lengths = [one.tokens for one in sequences] + [0] * unused
-        present = [self.new] * len(caches) + [0] * unused
-        fill(self._places, torch.from_numpy(rows))
-        fill(self.extent.lengths, torch.tensor(lengths, dtype=torch.int32))
-        fill(self._present, torch.tensor(present, dtype=torch.int32))
+        self._put_places(self._host.places.numpy(), sequences, sharing, common)
+        self._host.lengths.numpy()[:] = [one.tokens for one in sequences] + [0] * unused
+        self._host.present.numpy()[:] = [self.new] * len(caches) + [0] * unused
+        self._filler.fill(self._host.all.numpy())
         self._seated = seated
 
     def count_step(self, sequences: Sequence[OneOfMany]) -> None:
@@ -186,23 +208,23 @@ class CachesApart(KVCache):
             one.tokens += self.new
         self._seated = _seated(sequences)
 
-    def _rows(self, sequences: Sequence[OneOfMany], sharing: Sequence[bool], common: int) -> np.ndarray:
-        """The places of each layer, see `ApartCache`."""
+    def _put_places(
+        self, rows: np.ndarray, sequences: Sequence[OneOfMany], sharing: Sequence[bool], common: int
+    ) -> None:
+        """Put the places of each layer into rows, int64, see `ApartCache`."""
         spare = self._spare_places
-        each = [self._places_of(one) for one in sequences]
+        each = [self._places_of(one.cache) for one in sequences]
         first = next((places for places, shares in zip(each, sharing, strict=True) if shares), spare)
         skipped = [common * shares for shares in sharing] + [0] * (self.size - len(each)) + [common]
         each += [spare] * (self.size - len(each)) + [first]
-        rows = np.empty(self._places.shape, np.int64)
         rows[..., :-1], rows[..., -1] = np.stack(each, 1), skipped
-        return rows
 
-    def _places_of(self, one: OneOfMany) -> np.ndarray:
-        """The places of a sequence in each layer, as long as it stays where it is."""
-        version, places = self._known.get(one, (None, self._spare_places))
-        if version != one.cache.extent.version:
-            places = self._found(one.cache, one.cache.kept)
-            self._known[one] = one.cache.extent.version, places
+    def _places_of(self, cache: KVCache) -> np.ndarray:
+        """The places of a cache in each layer, as long as it stays where it is."""
+        version, places = self._known.get(cache, (None, self._spare_places))
+        if version != cache.extent.version:
+            places = self._found(cache, cache.kept)
+            self._known[cache] = cache.extent.version, places
         return places
 
     def _found(self, cache: KVCache | None, layers: Sequence[Layer]) -> np.ndarray:
@@ -222,7 +244,7 @@ class CachesApart(KVCache):
 
     def advance(self, tokens: int, mode: Mode) -> None:
         """Changes: each sequence has its new tokens, on the device."""
-        self.extent.lengths += self._present
+        self.extent.lengths += self._told.present
 
 
 def _seated(sequences: Sequence[OneOfMany]) -> list[tuple[object, int, int]]:

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from adamas_cli.cache.extent import Extent
 from adamas_cli.cache.foreign import ForeignLayer
 from adamas_cli.cache.formats import Formats
-from adamas_cli.cache.full import FullLayer, truncate_together
+from adamas_cli.cache.full import FullLayer, mark_together, rewind_together, truncate_together
 from adamas_cli.cache.latent import LatentLayer
 from adamas_cli.cache.layer import FULL, HYBRID, RECURRENT, SLIDING, STATELESS, Layer
 from adamas_cli.cache.mode import Mode, Sparse
@@ -256,12 +256,11 @@ class KVCache(DynamicCache):
 
     def mark(self) -> CacheMark:
         """The current state, for `rewind`, any number of times."""
-        return CacheMark([layer.mark() for layer in self.kept], self.extent.shift)
+        return CacheMark(mark_together(self.kept), self.extent.shift)
 
     def rewind(self, mark: CacheMark) -> None:
         """Changes: forgets every token since `mark`, in every layer."""
-        for layer, layer_mark in zip(self.kept, mark.layers, strict=True):
-            layer.rewind(layer_mark)
+        rewind_together(self.kept, mark.layers)
         self.extent.place(mark.shift)
         self._show()
 

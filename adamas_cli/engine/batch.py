@@ -170,19 +170,19 @@ class Batch:
         that others are expected to begin with are computed too.
         """
         steps = self._steps()
-        together, room = [first], LARGEST_STEP - len(first.left)
+        together, room = [first], LARGEST_STEP - first.left.numel()
         for seat in self._seats:
-            if seat is not first and 0 < len(seat.next) <= room and steps.joins(first, seat):
+            if seat is not first and 0 < (new := seat.next.numel()) <= room and steps.joins(first, seat):
                 together.append(seat)
-                room -= len(seat.next)
+                room -= new
         together.sort(key=self._seats.index)  # usually those of the previous step, whose records exist
-        together.sort(key=lambda seat: -len(seat.next))
+        together.sort(key=lambda seat: -seat.next.numel())
         for seat in together:
             seat.whole = False
             seat.guess()
         logits, drawn = steps.step(together)
         self.steps, self.rows = self.steps + 1, self.rows + len(logits)
-        sizes = [len(seat.left) for seat in together]
+        sizes = [seat.left.numel() for seat in together]
         each: Sequence[Drawn | None] = [None] * len(together)
         if drawn is not None:
             each = self._sender.send_each(drawn)
@@ -211,7 +211,7 @@ class Seat:
     @property
     def next(self) -> Tensor:
         """The tokens that a step should take, int64 [n]: pending ones, else the expected one."""
-        return self.left if len(self.left) else self._expected
+        return self.left if self.left.numel() else self._expected
 
     @property
     def most(self) -> int:
@@ -224,7 +224,7 @@ class Seat:
 
     def guess(self) -> None:
         """A step begins: without pending tokens it takes the expected one."""
-        if not len(self.left):
+        if not self.left.numel():
             self.left = self._guessed = self._expected
         self._expected = NOTHING
 
@@ -241,7 +241,7 @@ class Seat:
 
     def finish(self) -> tuple[Tensor, Drawn | None]:
         """See `Passes.finish`."""
-        if len(self.left):
+        if self.left.numel():
             self._batch.step(self)
         assert self._taken, "nothing was begun"
         return self._taken.popleft()

@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 NOTICED_AFTER = 1.0  # seconds; a kernel compiled earlier loads in less
 LINE = "compiling GPU kernels, which are kept for the next time"
 
 
-@contextmanager
-def announced_compiling(announce: Callable[[str], None]) -> Iterator[None]:
-    """A scope that announces a line for each kernel that is compiled, not loaded from disk.
+_announcers: list[Callable[[str], None]] = []  # of the scopes entered, the innermost last
 
-    Triton's hooks around a compilation tell when it starts and ends; existing hooks still run.
-    """
+
+class announced_compiling:  # noqa: N801 - a scope, entered for every token
+    """A scope that announces a line for each kernel that is compiled, not loaded from disk."""
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._announce = announce
+
+    def __enter__(self) -> None:
+        _hook()
+        _announcers.append(self._announce)
+
+    def __exit__(self, *error: object) -> None:
+        _announcers.pop()
+        if not _announcers:
+            _cancel()
+
+
+_timers: list[threading.Timer] = []
+
+
+def _cancel() -> None:
+    """No compilation is under way any more; also after one that failed."""
+    while _timers:
+        _timers.pop().cancel()
+
+
+@cache
+def _hook() -> None:
+    """Have Triton tell when a compilation starts and ends; existing hooks still run."""
     from triton import knobs
 
     runtime = knobs.runtime
     before, after = runtime.jit_cache_hook, runtime.jit_post_compile_hook
-    timers: list[threading.Timer] = []
 
     def started(*args: Any, **kwargs: Any) -> Any:
-        timer = threading.Timer(NOTICED_AFTER, announce, [LINE])
-        timer.daemon = True
-        timer.start()
-        timers.append(timer)
+        if _announcers:
+            timer = threading.Timer(NOTICED_AFTER, _announcers[-1], [LINE])
+            timer.daemon = True
+            timer.start()
+            _timers.append(timer)
         return before(*args, **kwargs) if before else None
 
     def ended(*args: Any, **kwargs: Any) -> Any:
-        while timers:
-            timers.pop().cancel()
+        _cancel()
         return after(*args, **kwargs) if after else None
 
     runtime.jit_cache_hook, runtime.jit_post_compile_hook = started, ended
-    try:
-        yield
-    finally:
-        for timer in timers:  # of a compilation that failed
-            timer.cancel()
-        runtime.jit_cache_hook, runtime.jit_post_compile_hook = before, after

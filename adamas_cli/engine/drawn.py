@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from adamas_cli.errors import NotFiniteError
 
-if TYPE_CHECKING:
-    from adamas_cli.engine.tokens_to_host import Sent
+
+class Places(NamedTuple):
+    """Pinned memory for tokens [n] and their weights, and an event after which they are there."""
+
+    token: Tensor
+    weight: Tensor
+    event: torch.cuda.Event
+
+
+class Sent:
+    """Tokens of a few answers with their weights, on their way to the host. All are read at once: after a
+    call to torch for each, another thread would have the interpreter.
+    """
+
+    def __init__(self, places: Places, spare: list[Places]) -> None:
+        """spare: takes the places once they are read."""
+        self._places, self._spare = places, spare
+        self._numbers: list[tuple[int, float]] | None = None
+
+    def number(self, row: int) -> tuple[int, float]:
+        """A token and its weight; waits until they are here."""
+        if self._numbers is None:
+            token, weight, event = self._places
+            if not event.query():  # waiting lets other threads have the interpreter, even for nothing
+                event.synchronize()
+            self._numbers = list(zip(token.tolist(), weight.tolist(), strict=True))
+            self._spare.append(self._places)
+        return self._numbers[row]
 
 
 class Drawn(NamedTuple):

@@ -22,6 +22,8 @@ def free_memory(device: torch.device) -> int:
 def peak_memory(device: torch.device) -> int:
     """Peak bytes allocated on a GPU; elsewhere, peak bytes of this process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) + mapped_bytes(device)
+        # `max_memory_allocated` flattens all statistics for this one.
+        allocated = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
+        return int(allocated) + mapped_bytes(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,7 +21,6 @@ from adamas_kernels.reading import ReadSettings
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
-from adamas_cli.cache.filling import on_device
 from adamas_cli.cache.formats import formats_of
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.names import STREAMS
@@ -688,7 +687,8 @@ class Timeline(Mirrored):
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Token ids, int [n], as the model takes them: int64 [n]."""
-        return on_device(torch.from_numpy(np.array(ids, np.int64)), self.model.device)
+        # A few come from any memory without waiting for the GPU.
+        return torch.from_numpy(np.array(ids, np.int64)).to(self.model.device, non_blocking=True)
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:
@@ -707,13 +707,9 @@ class Timeline(Mirrored):
                     return
                 yield event
 
-    @contextmanager
-    def _compiling_announced(self) -> Iterator[None]:
+    def _compiling_announced(self) -> AbstractContextManager[None]:
         """A scope in which compiling is announced, if kernels are Triton's."""
-        with ExitStack() as scope:
-            if self.model.is_fused:
-                scope.enter_context(announced_compiling(self._say_once))
-            yield
+        return announced_compiling(self._say_once) if self.model.is_fused else nullcontext()
 
 
 def common_prefix(one: np.ndarray, other: np.ndarray) -> int:

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
 
 import torch
 
-from adamas_cli.engine.drawn import Drawn
-
-
-class _Places(NamedTuple):
-    """Pinned memory for tokens [n] and their weights, and an event after which they are there."""
-
-    token: torch.Tensor
-    weight: torch.Tensor
-    event: torch.cuda.Event
-
-
-class Sent:
-    """Tokens of a few answers with their weights, on their way to the host. All are read at once: after a
-    call to torch for each, another thread would have the interpreter.
-    """
-
-    def __init__(self, places: _Places, spare: list[_Places]) -> None:
-        """spare: takes the places once they are read."""
-        self._places, self._spare = places, spare
-        self._numbers: list[tuple[int, float]] | None = None
-
-    def number(self, row: int) -> tuple[int, float]:
-        """A token and its weight; waits until they are here."""
-        if self._numbers is None:
-            token, weight, event = self._places
-            if not event.query():  # waiting lets other threads have the interpreter, even for nothing
-                event.synchronize()
-            self._numbers = list(zip(token.tolist(), weight.tolist(), strict=True))
-            self._spare.append(self._places)
-        return self._numbers[row]
+from adamas_cli.engine.drawn import Drawn, Places, Sent
 
 
 class TokenSender:
     """Sends tokens with their weights to the host. Sending does not wait for a GPU."""
 
     def __init__(self) -> None:
-        self._spare: defaultdict[int, list[_Places]] = defaultdict(list)  # by number of tokens
+        self._spare: defaultdict[int, list[Places]] = defaultdict(list)  # by number of tokens
 
     def send(self, drawn: Drawn) -> Drawn:
         """A token, on its way to the host."""
@@ -69,6 +39,6 @@ class TokenSender:
         return Sent(places, spare)
 
 
-def _make(count: int) -> _Places:
+def _make(count: int) -> Places:
     token, weight = (torch.empty(count, dtype=kind, pin_memory=True) for kind in (torch.int64, torch.float32))
-    return _Places(token, weight, torch.cuda.Event())
+    return Places(token, weight, torch.cuda.Event())

@@ -99,6 +99,7 @@ class _Outbox:
     def __init__(self) -> None:
         self._waiting: dict[Job, list[object]] = {}
         self._due: dict[Job, float] = {}  # when the first of its events must go
+        self._next = math.inf  # the first of these
 
     def put(self, job: Job, event: object, *, last: bool) -> None:
         """Add an event of a job, or what ends its events."""
@@ -106,12 +107,16 @@ class _Outbox:
         now = time.monotonic()
         wait = 0.0 if last else min(TOGETHER, (now - job.submitted) * SHARE)
         self._due[job] = min(self._due.get(job, math.inf), now + wait)
+        self._next = min(self._next, self._due[job])
 
     def send(self, until: float = math.inf) -> None:
         """Send the events of jobs that may wait no longer than until then, in seconds of the clock."""
+        if self._next > until:
+            return
         due = [job for job, when in self._due.items() if when <= until]
         for job in due:
             del self._due[job]
+        self._next = min(self._due.values(), default=math.inf)
         for loop in {job.loop for job in due}:
             its = [(job, event) for job in due if job.loop is loop for event in self._waiting[job]]
             with suppress(RuntimeError):  # the loop has ended, so nobody listens

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -128,7 +127,7 @@ class Dialogue:
         """The reply that these tokens, int [n], form."""
         listener = Listener(self._tokenizer, self._thinking, self.state)
         said = {False: "", True: ""}
-        for reasoning, part in [*chain.from_iterable(map(listener.feed, ids)), *listener.flush()]:
+        for reasoning, part in [*listener.feed(*ids), *listener.flush()]:
             said[reasoning] += part
         answer, thought = said[False].rstrip(), said[True].rstrip()
         return Reply(np.array(ids, np.int32), answer, thought, stopped, listener.several)

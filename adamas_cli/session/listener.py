@@ -51,10 +51,10 @@ class Listener:
         """Whether the reply holds more than one thought followed by an answer."""
         return self._splitter.several
 
-    def feed(self, token: int) -> list[tuple[bool, str]]:
-        """Pairs of (is it reasoning, text) that are final with this token; safe for a terminal."""
+    def feed(self, *tokens: int) -> list[tuple[bool, str]]:
+        """Pairs of (is it reasoning, text) that are final with these tokens; safe for a terminal."""
         called = self.called
-        parts = self._splitter.feed(self._sanitizer.feed(self._decoder.feed(token)))
+        parts = self._splitter.feed(self._sanitizer.feed("".join(map(self._decoder.feed, tokens))))
         if self.called and not called:
             self._note(CALLED)
         return parts

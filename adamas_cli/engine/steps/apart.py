@@ -67,13 +67,13 @@ class Likeness(NamedTuple):
 
 class Row(OneOfMany):
     """A sequence as one row of a step. token: the next one, int64 [1], or several [n]. room: tokens that its
-    cache has room for.
+    cache has room for; capacity: what it says of that itself.
     """
 
     def __init__(self, cache: KVCache, mode: Mode) -> None:
         super().__init__(cache, mode, cache.get_seq_length())
         self.likeness = Likeness.of(cache, mode)
-        self.room = 0
+        self.room, self.capacity = 0, cache.capacity
         self.token: Tensor
 
 
@@ -119,10 +119,11 @@ class StepsApart:
         for row in rows:
             if row.tokens + new > row.room:
                 row.room = row.make_room(new)
+                row.capacity = row.cache.capacity
         taken = self._pass(rows, new)
         taken.caches.seat(rows)
         count = len(rows) * new
-        taken.tokens[:count] = _side_by_side([row.token for row in rows])
+        _put_side_by_side([row.token for row in rows], taken.tokens[:count])
         if taken.graph is not None:
             taken.graph.replay()
         else:
@@ -146,7 +147,7 @@ class StepsApart:
         """The pass for `new` tokens of each of these sequences, captured at its first use."""
         first = rows[0]
         size = next(size for size in ROWS if size >= len(rows))
-        room = max(row.cache.capacity for row in rows)
+        room = max(row.capacity for row in rows)
         key = first.likeness, size, new
         known = self._passes.get(key)
         if known is None or known.caches.room < room:
@@ -192,8 +193,9 @@ class StepsApart:
         one.drawn = Drawn(tokens, weights.float())
 
 
-def _side_by_side(tokens: Sequence[Tensor]) -> Tensor:
-    """Tokens of several sequences, some of which may be on the host."""
-    if len({token.device for token in tokens}) > 1:
-        tokens = [token.cpu() for token in tokens]
-    return torch.cat(list(tokens))
+def _put_side_by_side(tokens: list[Tensor], place: Tensor) -> None:
+    """Put tokens of several sequences, some of which may be on the host, into a place on the device."""
+    if all(token.is_cuda == place.is_cuda for token in tokens):
+        torch.cat(tokens, out=place)
+    else:
+        place.copy_(torch.cat([token.cpu() for token in tokens]))
