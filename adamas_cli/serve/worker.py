@@ -25,8 +25,8 @@ from adamas_cli.serve.errors import BusyError, StoppingError
 
 T = TypeVar("T")
 RETRY_AFTER = 5  # seconds that a client is told to wait
-TOGETHER = 0.025  # seconds within which a job's events go to the event loop together
-SHARE = 1 / 16  # of the time since a job was submitted that its events may wait; later TOGETHER is less
+TOGETHER = 0.04  # seconds within which a job's events go to the event loop together
+SHARE = 1 / 8  # of the time since a job was submitted that its events may wait; later TOGETHER is less
 FADING = 0.9  # of the longest step, with each later one
 _END = object()  # after the last event of a job
 

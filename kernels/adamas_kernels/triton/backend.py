@@ -61,7 +61,7 @@ WARP_BYTES = 512  # most bytes that one load instruction of a warp reads
 ATTEND_BYTES = 32768  # of keys that one attend program can hold
 SPLIT_WARPS = 4  # if one program cannot hold all chosen tokens
 SPLIT_BYTES = 16384  # of keys that each then holds at a time; less, so that several fit a multiprocessor
-MERGE_WARPS = 4
+MERGE_NUMBERS = 1024  # of the parts that a warp merges: waiting warps hold up those that attend
 RANK_BLOCK = 256  # tokens that a selection ranks again at a time
 LARGE_RANK_BLOCK = 1024  # with a large list, where groups with three of the best tokens are common
 LARGE_LIST = 8  # tokens per coordinate: ranking more of few coordinates at a time costs less
@@ -397,7 +397,7 @@ class TritonBackend:
                 settings.budget, HEADS=kv_heads, GROUP=group, NEW=new, NEW_PAD=new_pad, D_V=dim_v,
                 D_V_PAD=dim_v_pad, SPLITS=splits, SPLITS_PAD=next_power(splits), MASS=mass, CHAINED=chained,
                 BOUND=bound, SINKS=learned, APART=apart, PACKED=packed, LOG_TURNED_V=log_turned(dim_v),
-                num_warps=MERGE_WARPS, **chain,
+                num_warps=max(1, next_power(splits) * dim_v_pad // MERGE_NUMBERS), **chain,
             )  # fmt: skip
         if tally is not None:
             each = tally.stride(0) if batch == 1 and len(tally) == new else 0
