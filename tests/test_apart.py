@@ -306,6 +306,23 @@ def test_a_step_takes_tokens_that_are_expected():
     assert other.row.settled == [20, 21, 99]  # without 100, which was expected too
 
 
+def test_a_step_is_awaited_by_answers_under_way():
+    """They expect a token; those that begin together do not, and are computed in one step."""
+    batch = Batch(SimpleNamespace(dense=None))
+    batch._together = Counting()
+    one, other = (batch.seat(SimpleNamespace(tell_length=lambda: None), Mode()) for _ in range(2))
+    for seat, first in ((one, 10), (other, 20)):
+        seat.begin(torch.tensor([first]))
+    assert not (one.awaited or other.awaited)
+    _, drawn = one.finish()
+    one.expect(drawn.token)
+    assert (other.awaited, one.awaited) == (True, False)
+    one.begin(drawn.token)
+    assert not other.awaited
+    for seat in (one, other):
+        seat.leave()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "attention"), [("full", FULL), ("full", SPARSE), ("windows", SPARSE)])

@@ -165,6 +165,10 @@ class Batch:
         if seat in self._seats:
             self._seats.remove(seat)
 
+    def expects_beside(self, one: Seat) -> bool:
+        """Whether others than this seat have tokens that may be computed before they are begun."""
+        return any(seat is not one and seat.expects for seat in self._seats)
+
     def step(self, first: Seat) -> None:
         """Compute the pending tokens of this seat, and those of others as far as they fit in one step. Tokens
         that others are expected to begin with are computed too.
@@ -217,6 +221,16 @@ class Seat:
     def most(self) -> int:
         """See `Passes.most`."""
         return self._batch.most(self)
+
+    @property
+    def awaited(self) -> bool:
+        """See `Passes.awaited`: they expect a token that may be computed."""
+        return self._batch.expects_beside(self)
+
+    @property
+    def expects(self) -> bool:
+        """Whether its next token is expected and nothing else is pending."""
+        return not self.left.numel() and self._expected.numel() > 0
 
     def expect(self, token: Tensor) -> None:
         """See `Passes.expect`."""

@@ -32,6 +32,11 @@ class Passes(Protocol):
         """How many tokens the next step should take at most."""
         ...
 
+    @property
+    def awaited(self) -> bool:
+        """Whether other answers wait for the next step."""
+        ...
+
     def expect(self, token: Tensor) -> None:
         """The next step will probably begin with this token, int64 [1]; it may be computed from now on."""
         ...
@@ -57,6 +62,7 @@ class Alone:
     """An answer whose steps serve no other: each is computed on request."""
 
     alone = whole = True
+    awaited = False
 
     def __init__(self, stepper: Stepper, mode: Mode) -> None:
         self._stepper, self._mode = stepper, mode
@@ -144,8 +150,9 @@ class OneByOne:
         """See `Saying.next`."""
         self._finish()
         coming = self._drawn
-        # Nothing may delay the first token, least of all compiling.
-        self._fed = left > 1 and self._ahead and not self._first
+        # Nothing may delay the first token, least of all compiling; but others' next tokens, which are
+        # computed in the same step, may not wait for it.
+        self._fed = left > 1 and self._ahead and (not self._first or self._passes.awaited)
         self._first = False
         if self._fed:
             self._begin(left - 1)

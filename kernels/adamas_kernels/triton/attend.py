@@ -284,7 +284,7 @@ def attend_kernel(
 
     Writes its part to part float32 [B, H, N, SPLITS, PART_FACTS + 2 D_V_PAD]: maximum and sum of the softmax,
     and the weighted and plain sums of the values.
-    CHAINED: started before the previous launch ended, and lets the next one start at once. TALLY: as in
+    CHAINED: started before the previous launch ended, and lets the next one start at its end. TALLY: as in
     `attend_once_kernel`. BOUND: attended [B, H, N] has the number of chosen tokens. PACKED: see
     `packed_rows.py`. HOT: keys and values are the `slots` of `HotRows`, which `fetch_kernel` has filled; the
     slots that it took are no longer the next.
@@ -307,7 +307,6 @@ def attend_kernel(
     weighted = tl.zeros((WARPS, D_V_PAD // WARPS), tl.float32)
     values_seen = weighted
     if CHAINED:
-        gdc_launch_dependents()
         gdc_wait()
     if BOUND:
         chosen = tl.load(attended_ptr + row)
@@ -334,6 +333,8 @@ def attend_kernel(
         highest, weight, weighted, values_seen = attend_to(
             highest, weight, weighted, values_seen, score, real, v, NEAR
         )
+    if CHAINED:  # not before: programs that wait hold up those that read
+        gdc_launch_dependents()
     part = part_ptr + (row.to(tl.int64) * SPLITS + split) * (2 * D_V_PAD + PART_FACTS)
     tl.store(part, highest)
     tl.store(part + 1, weight)

@@ -186,8 +186,6 @@ def plane_tiles_kernel(
     nothing, totals = tl.zeros((LANES * WARPS,), tl.float32), ()
     for _ in tl.static_range(TILES * FEW_TILES * 4):
         totals += (nothing,)  # type: ignore[assignment]
-    if CHAINED:
-        gdc_launch_dependents()
     lows, highs, scales, units = load_group(
         low_ptr, high_ptr, scale_ptr, unit_ptr, own, tl.minimum(warp, groups - 1), word, warp < groups,
         CHUNKS, HIGH, UNITS, TILES, GROUP, SPAN, whole,
@@ -246,6 +244,8 @@ def plane_tiles_kernel(
                         updated += found  # type: ignore[assignment]
                 totals = updated
         lows, highs, scales, units = next_lows, next_highs, next_scales, next_units
+    if CHAINED:  # not before: programs that wait hold up those that multiply
+        gdc_launch_dependents()
     few_begin = tl.program_id(1) * (FEW_TILES * TILE_FEW)
     at_lane = tl.arange(0, LANES)[:, None, None]
     odd = tl.arange(0, 2)[None, :, None]
