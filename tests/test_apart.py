@@ -313,7 +313,7 @@ def test_a_step_is_awaited_by_answers_under_way():
     one, other = (batch.seat(SimpleNamespace(tell_length=lambda: None), Mode()) for _ in range(2))
     for seat, first in ((one, 10), (other, 20)):
         seat.begin(torch.tensor([first]))
-    assert not (one.awaited or other.awaited)
+    assert [seat.awaited for seat in (one, other)] == [False, False]
     _, drawn = one.finish()
     one.expect(drawn.token)
     assert (other.awaited, one.awaited) == (True, False)

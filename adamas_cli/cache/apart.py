@@ -143,7 +143,7 @@ class _Told(NamedTuple):
     present: Tensor
 
     @classmethod
-    def room(cls, shape: tuple[int, int, int], device: torch.device) -> _Told:
+    def zeros(cls, shape: tuple[int, int, int], device: torch.device) -> _Told:
         """Zeros for places of this shape."""
         size = shape[1] - 1
         parts = 8 * math.prod(shape), 4 * size, 4 * size  # bytes
@@ -165,13 +165,13 @@ class CachesApart(KVCache):
     def __init__(self, like: KVCache, mode: Mode, size: int, room: int, new: int = 1) -> None:
         device = like.extent.lengths.device
         shape = len(like.kept), size + 1, len(APART_FIELDS)
-        told = _Told.room(shape, device)
+        told = _Told.zeros(shape, device)
         extent = Extent(told.lengths, reach=like.extent.reach, shift=like.extent.shift)
         alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
         self.size, self.room, self.new = size, room, new
         self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))
         self._told, self._filler = told, Filler(told.all)
-        self._host = _Told.room(shape, torch.device("cpu"))  # what is told next
+        self._host = _Told.zeros(shape, torch.device("cpu"))  # what is told next
         self._seated: list[tuple[object, int, int]] | None = None
         self._known: WeakKeyDictionary[KVCache, tuple[int, np.ndarray]] = WeakKeyDictionary()
         spares = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]

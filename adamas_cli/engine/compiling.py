@@ -12,10 +12,13 @@ LINE = "compiling GPU kernels, which are kept for the next time"
 
 
 _announcers: list[Callable[[str], None]] = []  # of the scopes entered, the innermost last
+_timers: list[threading.Timer] = []  # of compilations under way
 
 
-class announced_compiling:  # noqa: N801 - a scope, entered for every token
-    """A scope that announces a line for each kernel that is compiled, not loaded from disk."""
+class Announcing:
+    """A scope that announces a line for each kernel that is compiled, not loaded from disk. Cheap to enter:
+    that happens for every token.
+    """
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
@@ -30,11 +33,8 @@ class announced_compiling:  # noqa: N801 - a scope, entered for every token
             _cancel()
 
 
-_timers: list[threading.Timer] = []
-
-
 def _cancel() -> None:
-    """No compilation is under way any more; also after one that failed."""
+    """No compilation is under way any more; one that failed does not tell."""
     while _timers:
         _timers.pop().cancel()
 

@@ -28,7 +28,7 @@ from adamas_cli.cache.placement import Paged, fork_pages, placement_on, shares_m
 from adamas_cli.engine.attention import AttentionSettings, decide_for
 from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.checking import Checked, CheckedAhead
-from adamas_cli.engine.compiling import announced_compiling
+from adamas_cli.engine.compiling import Announcing
 from adamas_cli.engine.decoding import Alone, OneByOne, Passes, Saying
 from adamas_cli.engine.drafts import CAPTURE, GPU_COSTS, Costs, Drafter
 from adamas_cli.engine.events import Done, Event, Prefill, Token
@@ -709,7 +709,7 @@ class Timeline(Mirrored):
 
     def _compiling_announced(self) -> AbstractContextManager[None]:
         """A scope in which compiling is announced, if kernels are Triton's."""
-        return announced_compiling(self._say_once) if self.model.is_fused else nullcontext()
+        return Announcing(self._say_once) if self.model.is_fused else nullcontext()
 
 
 def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
