@@ -87,8 +87,8 @@ def compile_all(formats: list[str]) -> None:
         build_tally,
     ):
         make()
-    build_dense(number, Bfloat16(), Bfloat16())
-    build_dense(number, Bytes(), HalfBytes())
+    build_dense(number, Bfloat16(), Bfloat16(), 7)
+    build_dense(number, Bytes(), HalfBytes(), 9)
     build_encode(number)
     build_flash(number, form_of(number))
     build_quantize(number)

@@ -181,7 +181,8 @@ class Attending:
         step["ring"] = 0 if softmax.window is None else layer.capacity
         if isinstance(layer, DenseCache):
             self._layers[index] = describe_dense(layer)[0]
-            return self._runner.compiled(build_dense, Float32(), *kinds)
+            weights = self._weights[index]
+            return self._runner.compiled(build_dense, Float32(), *kinds, weights.heads // weights.kv_heads)
         settings = settings.under(softmax)
         sinks, recents = settings.forced
         step["sinks"], step["recents"] = sinks, min(recents, settings.budget - sinks)

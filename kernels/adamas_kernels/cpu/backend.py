@@ -154,7 +154,8 @@ class CpuBackend:
                 *step.shape, length, 0, 0, 0, 0, 0, 0, segments[sequence], 0, room, 0, *addresses, scaling, 0,
                 step.softcap,
             )  # fmt: skip
-        stages = self._runner.compiled(build_dense, KINDS[queries.dtype], *row_kinds(cache))
+        group = queries.shape[1] // keys.shape[1]
+        stages = self._runner.compiled(build_dense, KINDS[queries.dtype], *row_kinds(cache), group)
         self._run(layer, step, stages, room, 0, 0)
         return step.out, step.lse
 

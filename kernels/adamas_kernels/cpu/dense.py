@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from adamas_kernels.cpu.attend import cap_scores, weigh
 from adamas_kernels.cpu.build import njit, source_stamp, stage
@@ -22,6 +22,7 @@ from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.floats import Kind, RowKind, put_float, to_float
 from adamas_kernels.cpu.lanes import (
     F32,
+    FLOATS,
     I32,
     LANES,
     lane_numbers,
@@ -30,12 +31,12 @@ from adamas_kernels.cpu.lanes import (
     splat,
     splat_value,
     store,
-    sum_value,
     where,
 )
 from adamas_kernels.cpu.norm_rope import rope_heads
 from adamas_kernels.cpu.packed_rows import centre_at, enter_query, row_lanes, row_number, turn
 from adamas_kernels.cpu.records import (
+    DENSE_QUERIES,
     DENSE_SEGMENT,
     first_seen,
     floats_at,
@@ -53,7 +54,10 @@ ZERO, LEAST = np.float32(0), np.float32(-np.inf)
 # Keys whose products with a query are summed together, and vectors of values that share a loaded weight. Only
 # the registers of AVX-512 hold so many sums.
 KEYS, VECTORS = (4, 2) if "avx512f" in FEATURES else (1, 1)
+SCORED = 4 if KEYS > 1 else DENSE_QUERIES  # most queries whose scores are computed together
 SCORES = DENSE_SEGMENT + LANES  # stride from one query's scores to the next
+FOUR = 4  # sums of lanes that are computed together: of four keys, or of four queries
+FEW = ir.VectorType(F32, FOUR)
 
 
 @intrinsic
@@ -106,22 +110,26 @@ def put_sums(typing_context, totals, offsets, offset, scaling, scores, at):
 
     def emit(context, builder, sig, args):
         totals, offsets, offset, scaling, scores, at = args
-        totals, kind = cgutils.unpack_tuple(builder, totals), ir.VectorType(F32, KEYS)
+        totals = cgutils.unpack_tuple(builder, totals)
         offsets = context.make_array(sig.args[1])(context, builder, offsets).data
         scores = context.make_array(sig.args[4])(context, builder, scores).data
-
-        def each(number):
-            one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(I32, 0))
-            return shuffled(builder, one, one, [0] * KEYS)
-
-        scaling = each(scaling)
-        for first in range(0, len(totals), KEYS):
-            offset_of_row = builder.load(builder.gep(offsets, [offset]))
-            sums = builder.fadd(_sums(builder, totals[first : first + KEYS]), each(offset_of_row))
-            place = builder.bitcast(builder.gep(scores, [at]), kind.as_pointer())
-            builder.store(builder.fmul(sums, scaling), place).align = 4
-            at = builder.add(at, ir.Constant(at.type, SCORES))
-            offset = builder.add(offset, ir.Constant(offset.type, 1))
+        scaling = splat_value(builder, scaling, FOUR)
+        for first in range(0, len(totals), FOUR):
+            four = totals[first : first + FOUR]
+            offset_at = builder.gep(offsets, [builder.add(offset, ir.Constant(offset.type, first // KEYS))])
+            if KEYS == FOUR:
+                offsets_of = splat_value(builder, builder.load(offset_at), FOUR)
+            else:  # after the last query's, room is left
+                offsets_of = builder.load(builder.bitcast(offset_at, FEW.as_pointer()), align=4)
+            sums = _sums(builder, four + four[-1:] * (FOUR - len(four)))
+            sums = builder.fmul(builder.fadd(sums, offsets_of), scaling)
+            for query in range(first // KEYS, (first + len(four)) // KEYS):
+                place = builder.gep(scores, [builder.add(at, ir.Constant(at.type, query * SCORES))])
+                if KEYS == FOUR:
+                    builder.store(sums, builder.bitcast(place, FEW.as_pointer()), align=4)
+                else:
+                    number = ir.Constant(I32, query - first)
+                    builder.store(builder.extract_element(sums, number), place)
         return context.get_dummy_value()
 
     return types.void(totals, offsets, types.int64, types.float32, scores, types.int64), emit
@@ -134,12 +142,7 @@ def shuffled(builder, one, other, places):
 
 
 def _sums(builder, vectors):
-    """The sums of the lanes of KEYS vectors, as one vector. Of four, instructions serve all at once."""
-    if len(vectors) == 1:
-        total = sum_value(builder, vectors[0])
-        return builder.insert_element(
-            ir.Constant(ir.VectorType(F32, 1), ir.Undefined), total, ir.Constant(I32, 0)
-        )
+    """The sums of the lanes of four vectors, as one vector: instructions serve all at once."""
     a, b, c, d = vectors
 
     def both(one, other, low, high):
@@ -151,7 +154,7 @@ def _sums(builder, vectors):
 
     pairs = [both(x, y, (0, 4, 1, 5), (2, 6, 3, 7)) for x, y in ((a, b), (c, d))]
     sums, size = both(*pairs, (0, 1, 4, 5), (2, 3, 6, 7)), LANES
-    while size > KEYS:
+    while size > FOUR:
         size //= 2
         halves = (shuffled(builder, sums, sums, [*range(at, at + size)]) for at in (0, size))
         sums = builder.fadd(*halves)
@@ -189,26 +192,50 @@ else:
         )  # fmt: skip
 
 
-@njit
-def score_rows(none, queries, keys, at, stride, dim, scaling, count, scores, first):
-    """Scores of `count` keys from keys[at] on, written to scores[first:] of each query, and up to KEYS - 1
-    numbers after them. `none` is a tuple of zeros, one per query; a key is read once for all queries. The
-    offsets of their products lie after the queries, see `enter_query`.
+@intrinsic
+def nothing_for(typing_context, queries):
+    """Lanes of zeros for each element of a tuple."""
+    kind = types.UniTuple(FLOATS, len(queries))
+
+    def emit(context, builder, sig, args):
+        zeros = splat_value(builder, ir.Constant(F32, 0))
+        return context.make_tuple(builder, kind, [zeros] * len(queries))
+
+    return kind(queries), emit
+
+
+def score_rows(rows, row, offsets, queries, keys, at, stride, dim, scaling, count, scores, first):
+    """Scores of `count` keys from keys[at] on for queries from `row` on, one per element of `rows`, written
+    to scores[first:] of each, and up to KEYS - 1 numbers after them; a key is read once for all of them.
+    offsets: where those of the products of all queries lie, see `enter_query`.
     """
-    whole, last = dim // LANES * LANES, at + (count - 1) * stride
-    for token in range(0, count, KEYS):
-        totals = for_each_key(none)
-        for i in range(0, whole, LANES):
-            tile = key_tile(keys, at + token * stride, stride, last, i, dim)
-            totals = add_multiples(totals, tile, queries, i, dim)
-        put_sums(totals, queries, len(none) * dim, scaling, scores, first + token)
-    if whole < dim:
-        for token in range(count):
-            for row in range(len(none)):
-                total = ZERO
-                for i in range(whole, dim):
-                    total += queries[row * dim + i] * row_number(keys, at + token * stride, i, dim)
-                scores[row * SCORES + first + token] += total * scaling
+    raise NotImplementedError
+
+
+@overload(score_rows)
+def _score_rows(rows, row, offsets, queries, keys, at, stride, dim, scaling, count, scores, first):
+    if not len(rows):
+        return lambda rows, row, offsets, queries, keys, at, stride, dim, scaling, count, scores, first: None
+
+    def score(rows, row, offsets, queries, keys, at, stride, dim, scaling, count, scores, first):
+        none, whole, last = nothing_for(rows), dim // LANES * LANES, at + (count - 1) * stride
+        to = row * SCORES + first
+        for token in range(0, count, KEYS):
+            totals = for_each_key(none)
+            for i in range(0, whole, LANES):
+                tile = key_tile(keys, at + token * stride, stride, last, i, dim)
+                totals = add_multiples(totals, tile, queries, row * dim + i, dim)
+            put_sums(totals, queries, offsets + row, scaling, scores, to + token)
+        if whole < dim:
+            for token in range(count):
+                for more in range(len(rows)):
+                    total = ZERO
+                    for i in range(whole, dim):
+                        x = row_number(keys, at + token * stride, i, dim)
+                        total += queries[(row + more) * dim + i] * x
+                    scores[to + more * SCORES + token] += total * scaling
+
+    return score
 
 
 @njit
@@ -254,70 +281,81 @@ def highest_of(scores, count):
     return max_lanes(where(part > top, part, top))
 
 
-@njit
-def attend_rows(none, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n):
-    """What one segment contributes to the n-th new token's queries of a KV head from the g-th on, one per
-    element of `none`: the undivided output, the maximum and the sum.
+def attend_rows(rows, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n):
+    """What one segment contributes to the n-th new token's queries of a KV head from the g-th on, see
+    `parts_of`: the undivided output, the maximum and the sum.
     """
-    queries, query = numbers_at(step.query, query_kind), floats_at(scratch.vector)
-    keys, values = numbers_at(layer.keys, key_kind), numbers_at(layer.values, value_kind)
-    centre = centre_at(keys, layer, step, b * step.kv_heads + head)
-    keys_at = b * layer.keys_b + head * layer.keys_h
-    values_at = b * layer.values_b + head * layer.values_h
-    scores, scaling, dim = floats_at(scratch.dense), np.float32(step.scaling), step.dim
-    for row in range(len(none)):
-        query_at = b * step.query_b + (head * step.group + g + row) * step.query_h + n * step.query_n
-        for i in range(dim):
-            query[row * dim + i] = to_float(queries[query_at + i])
-        own = floats_at(scratch.vector + 4 * row * dim)
-        query[len(none) * dim + row] = enter_query(keys, own, dim, centre)
-    first = (first_seen(step.window, step.length) // DENSE_SEGMENT + segment) * DENSE_SEGMENT
-    start = max(first, first_seen(step.window, step.length + n))
-    count = max(0, min(first + DENSE_SEGMENT, step.length + n + 1) - start)
-    # A ring may end among these tokens: the others then start at its first row.
-    at = row_of(step, start)
-    before = min(count, step.ring - at) if step.ring else count
-    score_rows(
-        none, query, keys, keys_at + at * layer.keys_n, layer.keys_n, dim, scaling, before, scores, 0
-    )  # fmt: skip
-    score_rows(none, query, keys, keys_at, layer.keys_n, dim, scaling, count - before, scores, before)
-    part = step.dim_v + LANES
-    place = (b * step.kv_heads + head) * step.group * step.new + g * step.new + n
-    apart = step.new * step.room * part
-    out = floats_at(scratch.parts + 4 * part * (place * step.room + segment))
-    for row in range(len(none)):
-        mine = floats_at(scratch.dense + 4 * row * SCORES)
-        if step.softcap:
-            cap_scores(mine, count, np.float32(step.softcap))
-        highest = highest_of(mine, count)
-        out[row * apart + step.dim_v] = highest
-        out[row * apart + step.dim_v + 1] = weigh(mine, count, highest)
-        for i in range(step.dim_v):
-            out[row * apart + i] = ZERO
-    add_rows(
-        none, values, values_at + at * layer.values_n, layer.values_n, step.dim_v, before, scores, 0, out,
-        apart,
-    )  # fmt: skip
-    add_rows(none, values, values_at, layer.values_n, step.dim_v, count - before, scores, before, out, apart)
+    raise NotImplementedError
+
+
+@overload(attend_rows)
+def _attend_rows(rows, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n):
+    if not len(rows):
+        return lambda rows, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n: (
+            None
+        )
+
+    def attend(rows, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n):
+        whole, one, other = rows
+        none = nothing_for(whole)
+        queries, query = numbers_at(step.query, query_kind), floats_at(scratch.vector)
+        keys, values = numbers_at(layer.keys, key_kind), numbers_at(layer.values, value_kind)
+        centre = centre_at(keys, layer, step, b * step.kv_heads + head)
+        keys_at = b * layer.keys_b + head * layer.keys_h
+        values_at = b * layer.values_b + head * layer.values_h
+        scores, scaling, dim = floats_at(scratch.dense), np.float32(step.scaling), step.dim
+        offsets = len(none) * dim
+        for row in range(len(none)):
+            query_at = b * step.query_b + (head * step.group + g + row) * step.query_h + n * step.query_n
+            for i in range(dim):
+                query[row * dim + i] = to_float(queries[query_at + i])
+            own = floats_at(scratch.vector + 4 * row * dim)
+            query[offsets + row] = enter_query(keys, own, dim, centre)
+        first = (first_seen(step.window, step.length) // DENSE_SEGMENT + segment) * DENSE_SEGMENT
+        start = max(first, first_seen(step.window, step.length + n))
+        count = max(0, min(first + DENSE_SEGMENT, step.length + n + 1) - start)
+        # A ring may end among these tokens: the others then start at its first row.
+        at = row_of(step, start)
+        before = min(count, step.ring - at) if step.ring else count
+        for begin, many, to in ((at, before, 0), (0, count - before, before)):
+            place, next_key = keys_at + begin * layer.keys_n, layer.keys_n
+            score_rows(one, 0, offsets, query, keys, place, next_key, dim, scaling, many, scores, to)
+            score_rows(
+                other, len(one), offsets, query, keys, place, next_key, dim, scaling, many, scores, to
+            )  # fmt: skip
+        part = step.dim_v + LANES
+        place = (b * step.kv_heads + head) * step.group * step.new + g * step.new + n
+        apart = step.new * step.room * part
+        out = floats_at(scratch.parts + 4 * part * (place * step.room + segment))
+        for row in range(len(none)):
+            mine = floats_at(scratch.dense + 4 * row * SCORES)
+            if step.softcap:
+                cap_scores(mine, count, np.float32(step.softcap))
+            highest = highest_of(mine, count)
+            out[row * apart + step.dim_v] = highest
+            out[row * apart + step.dim_v + 1] = weigh(mine, count, highest)
+            for i in range(step.dim_v):
+                out[row * apart + i] = ZERO
+        for begin, many, to in ((at, before, 0), (0, count - before, before)):
+            add_rows(
+                none, values, values_at + begin * layer.values_n, layer.values_n, step.dim_v, many, scores,
+                to, out, apart,
+            )  # fmt: skip
+
+    return attend
 
 
 @njit
-def attend_segment(query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment):
-    """What one segment contributes to each query of a KV head, see `attend_rows`: four queries at a time,
-    then two and one for the rest.
-    """
-    one = (splat(ZERO),)
-    two, four = one + one, one + one + one + one
+def attend_segment(passes, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment):
+    """What one segment contributes to each query of a KV head, see `Passes`."""
+    large, many, small, few = passes
     for n in range(step.new):
-        g = 0
-        while g + 4 <= step.group:
-            attend_rows(four, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
-            g += 4
-        if g + 2 <= step.group:
-            attend_rows(two, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
-            g += 2
-        if g < step.group:
-            attend_rows(one, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
+        for number in range(many):
+            g = number * len(large[0])
+            attend_rows(large, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
+        for number in range(few):
+            g = many * len(large[0]) + number * (len(large[0]) - 1)
+            attend_rows(small, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
 
 
 @njit
@@ -349,6 +387,43 @@ def merge_segments(query_kind, value_kind, step, layer, scratch, place):
     floats_at(step.lse)[place] = highest + np.float32(math.log(whole))
 
 
+def evenly(count: int, most: int) -> tuple[int, int, int]:
+    """How to divide `count` into as few numbers as possible, at most `most` each: the larger number, how many
+    there are of it, and how many are one less.
+    """
+    parts = -(-count // most)
+    larger = -(-count // parts)
+    fewer = parts * larger - count
+    return larger, parts - fewer, fewer
+
+
+def parts_of(queries: int) -> tuple[tuple[int, ...], ...]:
+    """Queries whose values are added together, and the two parts whose scores are; each a tuple with an
+    element per query, since compiled code has a register for each.
+    """
+    larger, many, few = evenly(queries, SCORED)
+    assert many + few <= 2
+    second = queries - larger
+    return (0,) * queries, (0,) * larger, (0,) * second
+
+
+class Passes(NamedTuple):
+    """How a KV head's queries are divided into passes over the keys and values of a segment: `many` of
+    `large`, then `few` of `small`, which has one less; see `parts_of`. Without a small one it is empty.
+    """
+
+    large: tuple[tuple[int, ...], ...]
+    many: int
+    small: tuple[tuple[int, ...], ...]
+    few: int
+
+    @classmethod
+    def of(cls, group: int) -> Passes:
+        """For this many queries."""
+        larger, many, few = evenly(group, DENSE_QUERIES)
+        return cls(parts_of(larger), many, parts_of(larger - 1) if few else (), few)
+
+
 class DenseStages(NamedTuple):
     """Addresses of the compiled stages of a dense layer, in order, with STAGE's arguments."""
 
@@ -363,9 +438,11 @@ class DenseStages(NamedTuple):
 
 
 @lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
-def build_dense(query_kind: Kind, key_kind: RowKind, value_kind: RowKind) -> DenseStages:
-    """Compile the stages for these number formats of queries and of the cache's rows."""
-    stamp = source_stamp()
+def build_dense(query_kind: Kind, key_kind: RowKind, value_kind: RowKind, group: int) -> DenseStages:
+    """Compile the stages for these number formats of queries and of the cache's rows, and this many queries
+    of a KV head.
+    """
+    stamp, (large, many, small, few) = source_stamp(), Passes.of(group)
 
     def enter_task(pair, thread, step_at, layer_at, scratch_at):
         _ = stamp
@@ -382,7 +459,10 @@ def build_dense(query_kind: Kind, key_kind: RowKind, value_kind: RowKind) -> Den
         pair, segment = task // steps[0].room, task % steps[0].room
         b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
         if segment < steps[b].segments:
-            attend_segment(query_kind, key_kind, value_kind, steps[b], layer, scratch, b, head, segment)
+            passes = large, many, small, few
+            attend_segment(
+                passes, query_kind, key_kind, value_kind, steps[b], layer, scratch, b, head, segment
+            )
 
     def merge_task(place, thread, step_at, layer_at, scratch_at):
         _ = stamp

@@ -19,7 +19,7 @@ from adamas_kernels.cpu.lanes import LANES
 from adamas_kernels.reference import CODES_PER_WORD
 
 DENSE_SEGMENT = 512  # tokens of one KV head per task, in layers that attend to all tokens
-DENSE_QUERIES = 4  # most queries that share one read of a key there
+DENSE_QUERIES = 8  # most queries that share one read of a value there
 SEGMENT = 2048  # tokens of one KV head per task elsewhere; the tasks of a step run on all threads
 REGION = SEGMENT + LANES  # stride between segments' ranks: a power of two would cause L1 conflicts
 GROUPS_PER_CHOICE = 4  # with more, fewer tokens pass the threshold, but finding it takes longer
