@@ -10,7 +10,7 @@ from adamas_kernels.cpu.backend import CpuBackend
 TOKENS, DIM = 1100, 40  # more than two segments, and a head_dim that is not a multiple of the vector width
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 7])
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8, 9, 17])
 def test_queries_that_share_a_key_are_computed_as_each_alone(group):
     torch.manual_seed(group)
     backend = CpuBackend()
