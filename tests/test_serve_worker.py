@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -158,54 +157,55 @@ def test_what_is_under_way_is_told_when_the_worker_stops() -> None:
     assert gate.closed
 
 
-@pytest.mark.parametrize(
-    ("share", "longest", "wakes"),
-    [(1e9, 0.0, [4, 3]), (0.0, 0.0, [1] * 7), (1e9, 120.0, [1] * 7)],
-    ids=["at its end", "at once", "before a long step"],
-)
-def test_events_of_a_job_go_together(monkeypatch, share: float, longest: float, wakes: list[int]) -> None:
-    """At the latest with its end, which is an event too; at once, while it is young or steps take longer."""
+@pytest.mark.parametrize(("share", "wakes"), [(1e9, 2 + 2), (0.0, 4 + 3)], ids=["at its end", "at once"])
+def test_events_of_a_job_go_together(monkeypatch, share: float, wakes: int) -> None:
+    """At the latest with its end, which is an event too; at once, while it is young."""
     monkeypatch.setattr("adamas_cli.serve.worker.TOGETHER", 60.0)
     monkeypatch.setattr("adamas_cli.serve.worker.SHARE", share)
-    monkeypatch.setattr("adamas_cli.serve.worker.FADING", 1.0)
-    worker, told = Worker(2, 0), list[int]()
+    worker, told, gate = Worker(2, 0), list[Any](), threading.Semaphore(0)
+
+    def steps(count: int) -> Iterator[int]:
+        for number in range(count):
+            yield number
+            if not share:
+                assert gate.acquire(timeout=DEADLINE)  # until the client has it
 
     async def scene() -> None:
-        loop, hold = asyncio.get_running_loop(), threading.Event()
+        loop = asyncio.get_running_loop()
         wake = loop.call_soon_threadsafe
 
         def count(function: Callable[..., Any], *given: Any) -> Any:
-            if given and isinstance(given[0], list):
-                told.append(len(given[0]))
+            told.append(function)
             return wake(function, *given)
 
-        def first() -> Iterator[int]:
-            assert hold.wait(DEADLINE)
-            yield from range(3)
+        async def taken(job: Job) -> list[Any]:
+            found = []
+            async for event in job.events():
+                found.append(event)
+                gate.release()
+            return found
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", count)
-        jobs = [worker.submit(first)]
-        while not worker.active:
-            await asyncio.sleep(0.001)
-        jobs.append(worker.submit(lambda: iter(range(2))))
-        monkeypatch.setattr("adamas_cli.serve.worker.time", Clock(longest))
-        hold.set()
-        assert await asyncio.gather(*map(gathered, jobs)) == [[0, 1, 2], [0, 1]]
+        jobs = [worker.submit(lambda: steps(3)), worker.submit(lambda: steps(2))]
+        assert await asyncio.gather(*map(taken, jobs)) == [[0, 1, 2], [0, 1]]
 
     within(worker, scene)
-    assert told == wakes
+    assert len(told) == wakes
 
 
-class Clock:
-    """A clock that shows this much more each time, in seconds."""
+def test_a_long_step_holds_up_no_event_before_it() -> None:
+    """It may compile or read for a while."""
+    worker, steps = Worker(1, 0), list[str]()
+    gate = Gate("a", steps)
 
-    def __init__(self, step: float) -> None:
-        self._step, self._now = step, time.monotonic()
+    async def scene() -> None:
+        job = worker.submit(gate)
+        events = job.events()
+        for number in range(4):
+            gate.open()
+            assert await anext(events) == number
 
-    def monotonic(self) -> float:
-        """The time."""
-        self._now += self._step
-        return self._now
+    within(worker, scene)
 
 
 def test_pieces_that_wait_are_one_piece() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -27,7 +26,6 @@ T = TypeVar("T")
 RETRY_AFTER = 5  # seconds that a client is told to wait
 TOGETHER = 0.04  # seconds within which a job's events go to the event loop together
 SHARE = 1 / 8  # of the time since a job was submitted that its events may wait; later TOGETHER is less
-FADING = 0.9  # of the longest step, with each later one
 _END = object()  # after the last event of a job
 
 log = logging.getLogger(__name__)
@@ -40,7 +38,9 @@ class Job(Generic[T]):
 
     def __init__(self, begin: Callable[[], Iterator[T]], forget: Callable[[Job], None]) -> None:
         self._begin, self._forget = begin, forget
-        self.loop, self.submitted = asyncio.get_running_loop(), time.monotonic()
+        self.loop, self._submitted = asyncio.get_running_loop(), time.monotonic()
+        self._sent: deque[object] = deque()  # to the event loop
+        self._expected = False  # whether that will take what is sent
         self._events: asyncio.Queue[object] = asyncio.Queue()
         self._steps: Iterator[T] | None = None
         self._cancelled = threading.Event()
@@ -80,55 +80,30 @@ class Job(Generic[T]):
         except Exception as error:
             return error, True
 
-    def receive(self, event: object) -> None:
-        """An event, or what ends the events, has come to the event loop."""
-        self._events.put_nowait(event)
+    def send(self, event: object, *, last: bool) -> None:
+        """Send an event, or what ends the events, to the event loop, from the worker's thread. The first one
+        tells the loop when to take it and those that have come until then.
+        """
+        self._sent.append(event)
+        wait = min(TOGETHER, (time.monotonic() - self._submitted) * SHARE)
+        with suppress(RuntimeError):  # the loop has ended, so nobody listens
+            if last:
+                self.loop.call_soon_threadsafe(self._take)
+            elif not self._expected:
+                self._expected = True
+                self.loop.call_soon_threadsafe(self.loop.call_later, wait, self._take)
+
+    def _take(self) -> None:
+        """Take all that was sent, in the event loop."""
+        self._expected = False  # before it takes them: the next one may come meanwhile
+        while self._sent:
+            self._events.put_nowait(self._sent.popleft())
 
     def close(self) -> None:
         """End it at its current step."""
         if self._steps is not None:
             with suppress(Exception):
                 self._steps.close()  # type: ignore[attr-defined]
-
-
-class _Outbox:
-    """Events on their way from the worker's thread to event loops. Those of a job go together, at the latest
-    after TOGETHER and at once in its first moments, when a client still waits to see anything.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[Job, list[object]] = {}
-        self._due: dict[Job, float] = {}  # when the first of its events must go
-        self._next = math.inf  # the first of these
-
-    def put(self, job: Job, event: object, *, last: bool) -> None:
-        """Add an event of a job, or what ends its events."""
-        self._waiting.setdefault(job, []).append(event)
-        now = time.monotonic()
-        wait = 0.0 if last else min(TOGETHER, (now - job.submitted) * SHARE)
-        self._due[job] = min(self._due.get(job, math.inf), now + wait)
-        self._next = min(self._next, self._due[job])
-
-    def send(self, until: float = math.inf) -> None:
-        """Send the events of jobs that may wait no longer than until then, in seconds of the clock."""
-        if self._next > until:
-            return
-        due = [job for job, when in self._due.items() if when <= until]
-        for job in due:
-            del self._due[job]
-        self._next = min(self._due.values(), default=math.inf)
-        for loop in {job.loop for job in due}:
-            its = [(job, event) for job in due if job.loop is loop for event in self._waiting[job]]
-            with suppress(RuntimeError):  # the loop has ended, so nobody listens
-                loop.call_soon_threadsafe(_deliver, its)
-        for job in due:
-            del self._waiting[job]
-
-
-def _deliver(events: list[tuple[Job, object]]) -> None:
-    """Hand events to their jobs, in the event loop."""
-    for job, event in events:
-        job.receive(event)
 
 
 class Worker:
@@ -193,27 +168,20 @@ class Worker:
             self._waiting.remove(job)
 
     def _work(self) -> None:
-        outbox, longest = _Outbox(), 0.0
-        while self._ready(outbox):
+        while self._ready():
             for job in list(self._active):
-                begun = time.monotonic()
-                outbox.send(begun + longest)  # what is due before the next chance
                 event, last = job.step()
                 if last:
                     with self._changed:  # before the client hears of it, so that it may ask again
                         self._active.remove(job)
-                outbox.put(job, event, last=last)
-                longest = max(FADING * longest, time.monotonic() - begun)
+                job.send(event, last=last)
         for job in [*self._active, *self._waiting]:
             job.close()
-            outbox.put(job, StoppingError(), last=True)
-        outbox.send()
+            job.send(StoppingError(), last=True)
 
-    def _ready(self, outbox: _Outbox) -> bool:
+    def _ready(self) -> bool:
         """Wait until a job is in progress; False once the worker stops."""
         while True:
-            if self._calls or not self._active:
-                outbox.send()
             with self._changed:
                 while not (self._calls or self._waiting or self._active or self._stopping):
                     self._changed.wait()

@@ -443,15 +443,7 @@ def build_dense(query_kind: Kind, key_kind: RowKind, value_kind: RowKind, group:
     of a KV head.
     """
     stamp, (large, many, small, few) = source_stamp(), Passes.of(group)
-
-    def enter_task(pair, thread, step_at, layer_at, scratch_at):
-        _ = stamp
-        steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
-        b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
-        step = steps[b]
-        if step.rope:
-            rope_heads(step, head)
-        append_tokens(query_kind, key_kind, value_kind, step, layer, scratch, b, head)
+    enter, merge = _build_around(query_kind, key_kind, value_kind)
 
     def attend_task(task, thread, step_at, layer_at, scratch_at):
         _ = stamp
@@ -464,9 +456,26 @@ def build_dense(query_kind: Kind, key_kind: RowKind, value_kind: RowKind, group:
                 passes, query_kind, key_kind, value_kind, steps[b], layer, scratch, b, head, segment
             )
 
+    return DenseStages(enter, stage(attend_task, STAGE), merge)
+
+
+@lru_cache(maxsize=None, typed=True)
+def _build_around(query_kind: Kind, key_kind: RowKind, value_kind: RowKind) -> tuple[int, int]:
+    """The first and the last stage, which do not depend on how many queries a KV head has."""
+    stamp = source_stamp()
+
+    def enter_task(pair, thread, step_at, layer_at, scratch_at):
+        _ = stamp
+        steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
+        b, head = pair // steps[0].kv_heads, pair % steps[0].kv_heads
+        step = steps[b]
+        if step.rope:
+            rope_heads(step, head)
+        append_tokens(query_kind, key_kind, value_kind, step, layer, scratch, b, head)
+
     def merge_task(place, thread, step_at, layer_at, scratch_at):
         _ = stamp
         steps, layer, scratch = steps_at(step_at), layers_at(layer_at)[0], scratches_at(scratch_at)[thread]
         merge_segments(query_kind, value_kind, steps[place // queries_of(steps[0])], layer, scratch, place)
 
-    return DenseStages(*(stage(task, STAGE) for task in (enter_task, attend_task, merge_task)))
+    return stage(enter_task, STAGE), stage(merge_task, STAGE)
