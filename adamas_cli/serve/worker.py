@@ -38,7 +38,7 @@ class Job(Generic[T]):
 
     def __init__(self, begin: Callable[[], Iterator[T]], forget: Callable[[Job], None]) -> None:
         self._begin, self._forget = begin, forget
-        self.loop, self._submitted = asyncio.get_running_loop(), time.monotonic()
+        self._loop, self._submitted = asyncio.get_running_loop(), time.monotonic()
         self._sent: deque[object] = deque()  # to the event loop
         self._expected = False  # whether that will take what is sent
         self._events: asyncio.Queue[object] = asyncio.Queue()
@@ -88,10 +88,10 @@ class Job(Generic[T]):
         wait = min(TOGETHER, (time.monotonic() - self._submitted) * SHARE)
         with suppress(RuntimeError):  # the loop has ended, so nobody listens
             if last:
-                self.loop.call_soon_threadsafe(self._take)
+                self._loop.call_soon_threadsafe(self._take)
             elif not self._expected:
                 self._expected = True
-                self.loop.call_soon_threadsafe(self.loop.call_later, wait, self._take)
+                self._loop.call_soon_threadsafe(self._loop.call_later, wait, self._take)
 
     def _take(self) -> None:
         """Take all that was sent, in the event loop."""

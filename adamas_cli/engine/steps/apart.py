@@ -67,13 +67,13 @@ class Likeness(NamedTuple):
 
 class Row(OneOfMany):
     """A sequence as one row of a step. token: the next one, int64 [1], or several [n]. room: tokens that its
-    cache has room for; capacity: what it says of that itself.
+    cache has room for.
     """
 
     def __init__(self, cache: KVCache, mode: Mode) -> None:
         super().__init__(cache, mode, cache.get_seq_length())
         self.likeness = Likeness.of(cache, mode)
-        self.room, self.capacity = 0, cache.capacity
+        self.room = 0
         self.token: Tensor
 
 
@@ -119,7 +119,6 @@ class StepsApart:
         for row in rows:
             if row.tokens + new > row.room:
                 row.room = row.make_room(new)
-                row.capacity = row.cache.capacity
         taken = self._pass(rows, new)
         taken.caches.seat(rows)
         count = len(rows) * new
@@ -147,7 +146,7 @@ class StepsApart:
         """The pass for `new` tokens of each of these sequences, captured at its first use."""
         first = rows[0]
         size = next(size for size in ROWS if size >= len(rows))
-        room = max(row.capacity for row in rows)
+        room = max(row.cache.capacity for row in rows)
         key = first.likeness, size, new
         known = self._passes.get(key)
         if known is None or known.caches.room < room:

@@ -176,12 +176,12 @@ class Attending:
         self, index: int, layer: AnyCache, settings: SparseSettings, tally: Tensor | None
     ) -> Stages | DenseStages:
         """Describe the buffers of one layer; returns the stages that attend to them."""
-        softmax, step = self._weights[index].softmax, self._steps[index : index + 1]
+        weights, step = self._weights[index], self._steps[index : index + 1]
+        softmax = weights.softmax
         kinds = row_kinds(layer)
         step["ring"] = 0 if softmax.window is None else layer.capacity
         if isinstance(layer, DenseCache):
             self._layers[index] = describe_dense(layer)[0]
-            weights = self._weights[index]
             return self._runner.compiled(build_dense, Float32(), *kinds, weights.heads // weights.kv_heads)
         settings = settings.under(softmax)
         sinks, recents = settings.forced

@@ -350,12 +350,13 @@ def attend_segment(passes, query_kind, key_kind, value_kind, step, layer, scratc
     """What one segment contributes to each query of a KV head, see `Passes`."""
     large, many, small, few = passes
     for n in range(step.new):
-        for number in range(many):
-            g = number * len(large[0])
+        g = 0
+        for _ in range(many):
             attend_rows(large, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
-        for number in range(few):
-            g = many * len(large[0]) + number * (len(large[0]) - 1)
+            g += len(large[0])
+        for _ in range(few):
             attend_rows(small, query_kind, key_kind, value_kind, step, layer, scratch, b, head, segment, g, n)
+            g += len(large[0]) - 1
 
 
 @njit

@@ -244,7 +244,7 @@ def plane_tiles_kernel(
                         updated += found  # type: ignore[assignment]
                 totals = updated
         lows, highs, scales, units = next_lows, next_highs, next_scales, next_units
-    if CHAINED:  # not before: programs that wait hold up those that multiply
+    if CHAINED:  # as late as in `attend_kernel`
         gdc_launch_dependents()
     few_begin = tl.program_id(1) * (FEW_TILES * TILE_FEW)
     at_lane = tl.arange(0, LANES)[:, None, None]
