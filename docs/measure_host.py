@@ -1,7 +1,7 @@
 """Measures keys and values in host memory beside one GPU, for docs/performance.md.
 
     python docs/measure_host.py --million [-m FILE] [--tokens 1000000] [--share 0.05] [--chunk 8192]
-        [--profile]
+        [--widened FILE --text TEXT --share 0] [--profile]
     python docs/measure_host.py --small-card FILE [--bytes 12e9] [--tokens 131072]
     python docs/measure_host.py --beside [--lengths 32768,131072] [-m FILE [--text TEXT --share 0]]
     python docs/measure_host.py --loss FILE TEXT [--lengths 16384,30000]
@@ -14,7 +14,8 @@ of keys and values in fewer bits to those in 16, after a text. --llama: llama.cp
 memory; it reads slowly, so the time of a step at `--tokens` is a line through shorter lengths. --profile: the
 kernels that a step's time goes to, after each of these rates.
 
-Documents are random tokens, or the beginning of --text. Without -m a model has random weights of --shape.
+Documents are random tokens, or the beginning of --text. Without -m a model has random weights of --shape, or
+with --widened those of a smaller model's file (`widening.py`), which choose tokens as on a text.
 Those spread attention evenly, so a real choice would skip nearly all blocks: after the choice, which takes as
 long as any, attention reads --share of the blocks, at random, the same in all layers of a chunk and in all
 runs. 0 leaves the choice as it is, as on a CPU always.
@@ -38,9 +39,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from adamas_kernels.contract import Backend, SparseSettings
+from adamas_kernels.hot import HotRows
 from adamas_kernels.reading import BlockMeans, ReadSettings
 from adamas_kernels.softmax import PLAIN, Softmax
 from torch import Tensor
+from widening import load_widened
 
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.hosted import HostBuffer
@@ -242,14 +245,19 @@ def decode(
     return said
 
 
+def copies_of(timeline: Timeline) -> list[HotRows]:
+    """Those of each layer with keys and values in host memory."""
+    layers = [
+        layer.codes.layer for layer in timeline.cache.kept if isinstance(layer, FullLayer) and layer.codes
+    ]
+    return [layer.hot for layer in layers if layer is not None and layer.hot is not None]
+
+
 def fetched(timeline: Timeline) -> float | None:
     """Which share of its choices the last step copied from host memory, over all layers; None without any
     there.
     """
-    layers = [
-        layer.codes.layer for layer in timeline.cache.kept if isinstance(layer, FullLayer) and layer.codes
-    ]
-    copies = [layer.hot for layer in layers if layer is not None and layer.hot is not None]
+    copies = copies_of(timeline)
     if not copies or timeline.sparse is None:
         return None
     last = max(int(hot.stamp.max()) for hot in copies)
@@ -275,6 +283,9 @@ def at_budget(timeline: Timeline, budget: int) -> None:
     assert timeline.sparse is not None
     settings = replace(timeline.sparse.settings, budget=budget)
     timeline.sparse = replace(timeline.sparse, settings=settings)
+    for hot in copies_of(timeline):
+        hot.forget()
+        hot.stamp.fill_(-1)
 
 
 def read_and_decode(job: Job, tokens: int, kv: KvPlace, kept: CacheDType, generated: int) -> None:
@@ -388,14 +399,16 @@ def made(options: argparse.Namespace, context: int) -> LoadedModel:
     """The model to measure: of a file, or of a shape with random weights."""
     begin = time.perf_counter()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if options.model is not None:
+    if options.widened is not None:
+        loaded = load_widened(options.widened, options.shape, context, dtype=torch.bfloat16, device=device)
+    elif options.model is not None:
         found = resolve(str(options.model), offline=True, progress=Silent())
         loaded = load(found, progress=Silent())
     else:
         loaded = load_shape(
             options.shape, context, dtype=torch.bfloat16, device=device, in_bytes=None, progress=Silent()
         )
-    name = options.model or options.shape
+    name = options.model or loaded.files.name
     tell(f"{name} on {loaded.device}, {loaded.dtype}: {time.perf_counter() - begin:.1f} s")
     return loaded
 
@@ -413,6 +426,7 @@ def main() -> None:
     parser.add_argument("--llama", type=Path, metavar="FILE")
     parser.add_argument("-m", "--model", type=Path)
     parser.add_argument("--shape", default="llama-3.1-8b")
+    parser.add_argument("--widened", type=Path, metavar="FILE")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--lengths")

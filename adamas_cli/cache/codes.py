@@ -72,12 +72,14 @@ class Codes:
             )
             self.encoded = tokens
 
-    def keep_chosen(self, chosen: int) -> None:
-        """Keep copies of the tokens that steps choose, this many at most for each KV head, on the device."""
+    def keep_chosen(self, chosen: int, steps: int) -> None:
+        """Keep copies of the tokens that `steps` steps choose, on the device. chosen: of each step and KV head,
+        at most.
+        """
         layer = self.layer
         if layer is not None and layer.hot is None:
             device, capacity = layer.codes.device, layer.capacity
-            layer.hot = HotRows.beside(layer.keys, layer.values, device, capacity, chosen)
+            layer.hot = HotRows.beside(layer.keys, layer.values, device, capacity, chosen, steps)
 
     def forget_chosen(self) -> None:
         """Forget these copies: tokens may be others now."""

@@ -33,7 +33,7 @@ from adamas_cli.cache.layer import FULL, Layer
 from adamas_cli.cache.means import Means
 from adamas_cli.cache.mode import Mode, Sparse, SparseReading
 from adamas_cli.cache.names import STREAMS
-from adamas_cli.cache.placement import Allocated, Placement
+from adamas_cli.cache.placement import Allocated, Hosted, Placement
 
 QUERY_STRIDE = 8  # one query in this many is sampled for the mean square of coordinates
 
@@ -160,8 +160,9 @@ class FullLayer(Layer, CacheLayerMixin):
         if coded is not None and mode.sparse is not None:
             counts = None if mode.tally is None else mode.tally.current
             sparse = mode.sparse
-            if self.staged and self.codes is not None:
-                self.codes.keep_chosen(queries.shape[1] // keys.shape[1] * sparse.settings.budget)
+            if isinstance(self._placement, Hosted) and self.codes is not None:
+                chosen = queries.shape[1] // keys.shape[1] * sparse.settings.budget
+                self.codes.keep_chosen(chosen, self._placement.copied_steps)
             out, _ = sparse.backend.decode_step(
                 queries, keys, values, coded, scaling, sparse.settings, counts, softmax
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from adamas_kernels.hot import LEAST_STEPS
 from torch import Tensor
 
 from adamas_cli.cache.forkable import MAPS_FILES
@@ -101,9 +102,12 @@ class Mapped(Allocated):
 
 @dataclass(frozen=True)
 class Hosted:
-    """Host memory, which a GPU reads in place for chosen tokens, and through `staging` for all."""
+    """Host memory, which a GPU reads in place for chosen tokens, and through `staging` for all. copied_steps:
+    whose chosen tokens it keeps.
+    """
 
     staging: Staging
+    copied_steps: int = LEAST_STEPS
     tokens_first: bool = field(default=True, init=False)
 
     def buffer(self, like: Tensor, room: int, limit: int = 0) -> TokenBuffer:

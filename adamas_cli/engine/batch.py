@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
-from adamas_kernels.contract import LARGEST_STEP
+from adamas_kernels.contract import LARGEST_PASS, LARGEST_STEP
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
@@ -29,9 +30,12 @@ NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 class Together(Protocol):
-    """What takes a step for several seats. ahead: whether the host does other work meanwhile."""
+    """What takes a step for several seats. ahead: whether the host does other work meanwhile. rows: tokens of
+    all seats in a step, at most.
+    """
 
     ahead: bool
+    rows: int
 
     def row(self, cache: KVCache, mode: Mode) -> Row | None:
         """What it knows of a sequence between its steps."""
@@ -41,6 +45,11 @@ class Together(Protocol):
 
     def most(self, seat: Seat) -> int:
         """How many tokens of a seat a step should take, if it is the only one."""
+
+    def takes_several(self, seat: Seat) -> bool:
+        """Whether steps can take up to LARGEST_STEP tokens of a seat beside those of others. Changes: what
+        that needs is prepared.
+        """
 
     def joins(self, seat: Seat, other: Seat) -> bool:
         """Whether a step can take the tokens of both."""
@@ -55,6 +64,7 @@ class _Compiled:
     """Steps on a CPU, each of one or a few tokens of every seat."""
 
     ahead = False
+    rows = LARGEST_STEP
 
     def __init__(self, model: Model) -> None:
         self._steps = CompiledSteps(model, {layer.kind for layer in model.shape.by_layer})
@@ -68,6 +78,9 @@ class _Compiled:
     def most(self, seat: Seat) -> int:
         return self._steps.most(seat.cache)
 
+    def takes_several(self, seat: Seat) -> bool:
+        return False
+
     def joins(self, seat: Seat, other: Seat) -> bool:
         return True
 
@@ -77,12 +90,14 @@ class _Compiled:
 
 
 class _Apart:
-    """Steps by Triton's kernels, each of one token of every seat."""
+    """Steps by Triton's kernels, each of one token of every seat, or of several of some."""
 
     ahead = True
+    rows = LARGEST_PASS
 
     def __init__(self, model: Model, *, captures: bool) -> None:
         self._steps = StepsApart.of(model, captures=captures)
+        self._several = True  # until their graph does not fit into memory
 
     def row(self, cache: KVCache, mode: Mode) -> Row:
         return Row(cache, mode)
@@ -93,6 +108,13 @@ class _Apart:
     def most(self, seat: Seat) -> int:
         return 1
 
+    def takes_several(self, seat: Seat) -> bool:
+        try:
+            self._several = self._several and self._steps.prepare_neighbours(_row(seat))
+        except torch.OutOfMemoryError:
+            self._several = False
+        return self._several
+
     def joins(self, seat: Seat, other: Seat) -> bool:
         return _row(seat).likeness == _row(other).likeness
 
@@ -100,7 +122,8 @@ class _Apart:
         rows = [_row(seat) for seat in seats]
         for row, seat in zip(rows, seats, strict=True):
             row.token = seat.left
-        return self._steps.step(rows)
+        several = any(len(row.token) > 1 for row in rows)
+        return self._steps.step_neighbours(rows) if several else self._steps.step(rows)
 
 
 def _row(seat: Seat) -> Row:
@@ -160,6 +183,10 @@ class Batch:
         """How many tokens of a seat a step should take, so that every answer fits."""
         return self._steps().most(seat) if len(self._seats) == 1 else 1
 
+    def takes_several(self, seat: Seat) -> bool:
+        """Whether a part of this seat's question is computed with other answers' next tokens."""
+        return len(self._seats) > 1 and self._steps().takes_several(seat)
+
     def leave(self, seat: Seat) -> None:
         """An answer ends; its pending tokens are dropped."""
         if seat in self._seats:
@@ -174,7 +201,7 @@ class Batch:
         that others are expected to begin with are computed too.
         """
         steps = self._steps()
-        together, room = [first], LARGEST_STEP - first.left.numel()
+        together, room = [first], steps.rows - first.left.numel()
         for seat in self._seats:
             if seat is not first and 0 < (new := seat.next.numel()) <= room and steps.joins(first, seat):
                 together.append(seat)
@@ -187,11 +214,11 @@ class Batch:
         logits, drawn = steps.step(together)
         self.steps, self.rows = self.steps + 1, self.rows + len(logits)
         sizes = [seat.left.numel() for seat in together]
-        each: Sequence[Drawn | None] = [None] * len(together)
+        each: Sequence[Drawn | None] = [None] * len(logits)
         if drawn is not None:
             each = self._sender.send_each(drawn)
-        for seat, its, greedy in zip(together, logits.split(sizes), each, strict=True):
-            seat.took(its, greedy, alone=len(together) == 1)
+        for seat, its, end in zip(together, logits.split(sizes), accumulate(sizes), strict=True):
+            seat.took(its, each[end - 1] if len(its) == 1 else None, alone=len(together) == 1)
 
 
 class Seat:
@@ -221,6 +248,11 @@ class Seat:
     def most(self) -> int:
         """See `Passes.most`."""
         return self._batch.most(self)
+
+    @property
+    def takes_several(self) -> bool:
+        """See `Batch.takes_several`."""
+        return self._batch.takes_several(self)
 
     @property
     def awaited(self) -> bool:

@@ -15,11 +15,12 @@ from adamas_cli.cache.staging import Staging
 from adamas_cli.engine.model import Model
 from adamas_cli.errors import UsageError
 from adamas_cli.machine.memory import memory
-from adamas_cli.models.shape import NO_WEIGHTS
+from adamas_cli.models.shape import COPIED_STEPS, MOST_COPIED_STEPS, NO_WEIGHTS
 from adamas_cli.planning.decision import Attention, place
 from adamas_cli.planning.needs import Bytes, gpu_bytes
 from adamas_cli.settings import DecodingSettings
 
+ROOMY = 7 / 8  # of the free memory, that copies of more than the fewest steps may fill with the rest
 ALLOCATOR_OPTIONS = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"  # environment variables of torch
 
 
@@ -36,7 +37,7 @@ def host_placement(model: Model, asked: DecodingSettings, decided: Attention, to
             raise UsageError("`kv` host needs an NVIDIA GPU and Linux. Use `kv` gpu.")
         return None
 
-    def needs(hosted_from: int | None) -> Bytes:
+    def needs(hosted_from: int | None, copied: int = COPIED_STEPS) -> Bytes:
         return gpu_bytes(
             model.shape,
             NO_WEIGHTS,
@@ -50,16 +51,20 @@ def host_placement(model: Model, asked: DecodingSettings, decided: Attention, to
             hosted_from=hosted_from,
             kept=asked.cache_dtype,
             budget=decided.budget,
+            copied=copied,
         )
 
-    found = place(asked, needs, free_memory(device), memory().available, model.unserved)
+    free = free_memory(device)
+    found = place(asked, needs, free, memory().available, model.unserved)
     hosted = found.host > 0
     if model.ranks is not None:
         hosted = any(model.ranks.each(hosted))
     if not hosted:
         return None
     leave_no_gaps(device)
-    return Hosted(Staging(device))
+    more = range(MOST_COPIED_STEPS, COPIED_STEPS, -1)
+    fitting = (steps for steps in more if needs(decided.dense_layers, steps).total <= ROOMY * free)
+    return Hosted(Staging(device), next(fitting, COPIED_STEPS))
 
 
 def leave_no_gaps(device: torch.device) -> None:

@@ -586,7 +586,23 @@ class Timeline(Mirrored):
 
         yield read(base)
         self.cache.begin_answer(mode)
-        self.logits = self._stepper.read(self._on_device(ids), mode)
+        tokens = self._on_device(ids)
+        seat = (
+            self.batch.seat(self.cache, mode) if self.batch is not None and self._shares_steps(mode) else None
+        )
+        try:
+            if seat is not None and seat.takes_several:
+                done = base
+                for part in tokens.split(LARGEST_STEP):  # other answers' next tokens come with each part
+                    seat.begin(part)
+                    logits, _ = seat.finish()
+                    self.logits, done = logits[-1], done + len(part)
+                    yield read(done)
+                return
+        finally:
+            if seat is not None:
+                seat.leave()
+        self.logits = self._stepper.read(tokens, mode)
         yield read(total)
 
     def _decode(

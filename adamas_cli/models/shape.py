@@ -57,7 +57,7 @@ KEY_MEANS, VALUE_MEANS, MEAN_TOKENS = 2, 1, 64
 # numbers share a scale; see `adamas_kernels.packed`.
 KEPT_BITS = {"16": (16, 16), "int8": (8.5, 8.5), "int4": (8.5, 4.5)}
 PACKED_GROUP = 32
-COPIED_STEPS = 2  # see `adamas_kernels.hot`
+COPIED_STEPS, MOST_COPIED_STEPS = 2, 4  # at least and at most, see `adamas_kernels.hot`
 ROW_ALIGNMENT = 16  # bytes: where a token's keys, and its values, begin in host memory, see `HostRows`
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PACKED_BITS = 8.5  # of a weight, including its share of a scale: the most that packing leaves
@@ -219,12 +219,20 @@ class ModelShape:
         """Bytes of those keys and values there."""
         return sum(layer.row_bytes(item, kept) for layer in self.hosted(dense_layers)) * tokens
 
-    def copied_bytes(self, tokens: int, item: int, dense_layers: int, budget: int, kept: str = "auto") -> int:
-        """Bytes of the copies that a GPU keeps of chosen keys and values in host memory."""
+    def copied_bytes(
+        self,
+        tokens: int,
+        item: int,
+        dense_layers: int,
+        budget: int,
+        kept: str = "auto",
+        steps: int = COPIED_STEPS,
+    ) -> int:
+        """Bytes of the copies that a GPU keeps of chosen keys and values in host memory, of so many steps."""
         total = 0
         for layer in self.hosted(dense_layers):
             chosen = self.heads // layer.kv_heads * budget
-            slots = min(COPIED_STEPS * chosen, tokens + chosen)
+            slots = min(steps * chosen, tokens + chosen)
             total += slots * layer.row_bytes(item, kept) + 4 * layer.kv_heads * (tokens + 2 * slots)
         return total
 

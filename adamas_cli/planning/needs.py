@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from adamas_cli.errors import OutOfMemoryError
-from adamas_cli.models.shape import ModelShape, WeightCount
+from adamas_cli.models.shape import COPIED_STEPS, ModelShape, WeightCount
 from adamas_cli.settings import CacheDType
 
 # Python, torch, compiled code and the tokenizer on a CPU, measured with three models.
@@ -140,16 +140,17 @@ def gpu_bytes(
     hosted_from: int | None = None,
     kept: CacheDType = "auto",
     budget: int | None = None,
+    copied: int = COPIED_STEPS,
 ) -> Bytes:
     """Bytes on a GPU, as `cpu_bytes`. chunk: tokens read at once. bits: of a quantized weight. blocks: bytes
     of a GGUF file's tensors, if they stay in few bits. hosted_from: the first layer with keys and values in
     host memory, None without any; work includes the keys and values of the layers that come from there at a
-    time, and copies of those that sparse steps with this budget choose.
+    time, and copies of those that `copied` sparse steps with this budget choose.
     """
     away = () if hosted_from is None else shape.hosted(hosted_from)
     staged = STAGED * max((layer.row_bytes(item, kept) for layer in away), default=0) * tokens
     if away and hosted_from is not None and budget is not None:
-        staged += shape.copied_bytes(tokens, item, hosted_from, budget, kept)
+        staged += shape.copied_bytes(tokens, item, hosted_from, budget, kept, copied)
     unpacked_rows = 0 if kept == "auto" else shape.token_bytes(item) * tokens  # of one layer
     each = CHOICES_ALIVE if blocks is None else FEW_BITS_CHOICES_ALIVE
     mixed = shape.choices * each * (shape.hidden + shape.expert_inner)

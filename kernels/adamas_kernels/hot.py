@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Steps of which slots hold all choices, if no two query heads choose the same token. On a text those of a
-# group share half of theirs: slots of two steps then miss 1 to 5 % of a large budget's choices, of three 1 to
-# 2 %; 16 and 11 % of a budget of 128 (docs/performance.md).
-STEPS = 2
+# Steps of which slots hold all choices, if no two query heads choose the same token; more where memory is
+# free. After a million tokens of text, 39 % of 4,032 choices were to be fetched with two, 21 % with four and
+# 18 % with eight (docs/performance.md).
+LEAST_STEPS, MOST_STEPS = 2, 4
 ALIGNMENT = 16  # bytes: where values begin after a row's keys
 
 
@@ -40,13 +40,20 @@ class HotRows:
 
     @classmethod
     def beside(
-        cls, keys: Tensor, values: Tensor, device: torch.device, capacity: int, chosen: int
+        cls,
+        keys: Tensor,
+        values: Tensor,
+        device: torch.device,
+        capacity: int,
+        chosen: int,
+        steps: int = LEAST_STEPS,
     ) -> HotRows:
         """Empty slots for rows like these, [B, K, S, row], on a device. capacity: C, tokens in the cache;
-        chosen: most choices of a step for each KV head. Raises ValueError if they are not side by side.
+        chosen: most choices of a step for each KV head; steps: of which slots hold all choices. Raises
+        ValueError if they are not side by side.
         """
         batch, heads = keys.shape[:2]
-        slots = min(STEPS * chosen, capacity + chosen)
+        slots = min(steps * chosen, capacity + chosen)
         whole = side_by_side(keys, values)
         rows = torch.empty(batch, heads, slots, whole.shape[3], dtype=torch.uint8, device=device)
         first, second = (x.shape[3] * x.element_size() for x in (keys, values))

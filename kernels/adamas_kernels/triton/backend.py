@@ -32,11 +32,12 @@ from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.triton.experts import Experts, add_chosen
-from adamas_kernels.triton.fetch import fetch
+from adamas_kernels.triton.fetch import far_apart, fetch
 from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.latent import LatentStep, holds_latents
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
+from adamas_kernels.triton.order import order
 from adamas_kernels.triton.packed_rows import append_packed, log_turned
 from adamas_kernels.triton.plain_rows import plain_rows
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
@@ -45,7 +46,7 @@ from adamas_kernels.triton.prefill import causal_attention
 from adamas_kernels.triton.reading import summarize
 from adamas_kernels.triton.rounding import norm_vector
 from adamas_kernels.triton.scratch import Scratch, group_count, list_size
-from adamas_kernels.triton.select import select_kernel
+from adamas_kernels.triton.select import HELD_GROUPS, select_kernel
 from adamas_kernels.triton.sparse_prefill import prefill_sparsely
 from adamas_kernels.triton.tile import QUERIES, TOKENS
 from adamas_kernels.triton.unpacking import embed, unpack_rows
@@ -57,6 +58,7 @@ SMALLEST_TILED = 64  # padded head_dim whose codes fill a tile
 TURNS_AHEAD = 4  # turns whose codes a program on tensor cores loads at once
 HELD_WORDS = 64  # words of encoded queries that fit into registers beside everything else
 SELECT_WARPS = 8
+WIDE_WARPS = 16  # of a selection whose groups do not fit into the registers of so few
 WARP_BYTES = 512  # most bytes that one load instruction of a warp reads
 ATTEND_BYTES = 32768  # of keys that one attend program can hold
 SPLIT_WARPS = 4  # if one program cannot hold all chosen tokens
@@ -70,6 +72,11 @@ UNPACKED = 1 << 27  # numbers of a weight that are unpacked at a time
 # Choices per expert up to which tokens read experts' bits directly: reading all that often takes as long as
 # unpacking.
 FEW_READS = 4
+
+
+def select_warps(groups: int) -> int:
+    """Warps of a selection among this many groups."""
+    return SELECT_WARPS if groups <= HELD_GROUPS.value else WIDE_WARPS
 
 
 def attend_block(head_dim: int, itemsize: int, size: int) -> int:
@@ -345,7 +352,7 @@ class TritonBackend:
             GROUPS=groups, LIST=listed, BLOCK=LARGE_RANK_BLOCK if listed > LARGE_LIST * size else RANK_BLOCK,
             MANHATTAN=manhattan, MASS=mass,
             FAST=fast, BOUND=bound, FORCED=forced, D=dim, P=size, LOG_P=size.bit_length() - 1, CAPPED=capped,
-            APART=apart, num_warps=SELECT_WARPS, **chain,
+            APART=apart, num_warps=select_warps(groups), **chain,
         )  # fmt: skip
         if bound:
             choice["enable_fp_fusion"] = False  # exact scores are the reference's, bit for bit
@@ -372,10 +379,15 @@ class TritonBackend:
             held_keys, held_values, slots = cache.keys, cache.values, (scratch.place,) * 3
             if hot is not None:
                 assert isinstance(cache, LayerCache)
-                fetch(
-                    cache, hot, scratch.chosen_at, scratch.attended, heads, new, settings.budget,
-                    (sinks, recents), chained=chained, bound=bound,
-                )  # fmt: skip
+                bounds = heads, new, settings.budget, (sinks, recents)
+                chosen_at, attended = scratch.chosen_at, scratch.attended
+                if far_apart(cache):
+                    where_next, chosen_at = scratch.sums, scratch.extra_at  # free by now
+                    order(
+                        scratch.chosen_at, chosen_at, where_next, attended, cache.length, *bounds,
+                        chained=chained, bound=bound,
+                    )  # fmt: skip
+                fetch(cache, hot, chosen_at, attended, *bounds, chained=chained, bound=bound)
                 held_keys, held_values, slots = hot.keys, hot.values, (hot.place, hot.begin, hot.taken)
             attend_kernel[(pairs, new, splits)](
                 asking, held_keys, held_values, cache.length, scratch.chosen_at, scratch.parts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ LEAST_GROUPS = 2048  # of tokens; each group keeps its best tokens
 MOST_GROUPS = 4096  # unless the budget is larger
 MOST_TURNS = 8  # tokens per group, within these limits: more groups spread the estimate over the GPU
 GROUPS_PER_TOKEN = 4  # of the budget, so that three of the best tokens are rarely in one group
+RANKED_AGAIN = 4096  # tokens of such groups, about, beyond which more groups take less time
+MOST_OF_LONG = 16384  # groups for that
 LEAST_LIST = 64  # fewest listed tokens, and groups: those of one estimate program
 TOKENS_PER_SPLIT = 128  # chosen tokens of each split
 MOST_SPLITS = 32  # merged at once
@@ -32,6 +35,10 @@ def group_count(device: torch.device, budget: int, capacity: int) -> int:
         return list_size(budget)
     wanted = max(LEAST_GROUPS, next_power(capacity // MOST_TURNS), next_power(GROUPS_PER_TOKEN * budget))
     wanted = min(MOST_GROUPS, wanted)
+    # One of `groups` has three of the best with a probability near (budget / groups)^3 / 6, and then all of
+    # its tokens are ranked again.
+    several = math.ceil(budget * (capacity / (6 * RANKED_AGAIN)) ** (1 / 3))
+    wanted = max(wanted, min(MOST_OF_LONG, next_power(several)))
     return max(list_size(budget), min(next_power(capacity), wanted))
 
 

@@ -35,6 +35,7 @@ from adamas_kernels.triton.shortlist import (
 )
 
 WARP_LIST = tl.constexpr(512)  # longest list that every warp searches as a whole
+HELD_GROUPS = tl.constexpr(8192)  # of which a program's registers hold all that the estimate kept
 
 
 @triton.jit
@@ -167,8 +168,9 @@ def shortlist(
     # Load all at once, needed or not: together they take as long as one.
     first = tl.load(best + group)
     second = tl.load(best + GROUPS + group)
-    third = tl.load(best + 2 * GROUPS + group)
-    turns = tl.load(turns_ptr + group)
+    if GROUPS <= HELD_GROUPS:
+        third = tl.load(best + 2 * GROUPS + group)
+        turns = tl.load(turns_ptr + group)
     mass = first
     if MASS:
         mass = tl.load(masses + group)
@@ -197,6 +199,9 @@ def shortlist(
     low, reached, above = find_border(
         (first, second), extra_rank, none, none, low, beyond, reached, want, limit, sample, share, True
     )
+    if GROUPS > HELD_GROUPS:
+        third = tl.load(best + 2 * GROUPS + group)
+        turns = tl.load(turns_ptr + group)
     last = end
     cut = reached > limit  # too many ties: take about enough, at the lowest positions
     first_reaches, second_reaches = first >= low, second >= low
