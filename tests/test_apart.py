@@ -278,24 +278,36 @@ def test_one_pass_takes_several_tokens_beside_single_ones(loaded, name):
                 torch.testing.assert_close(layer.value_sum, total, rtol=1e-4, atol=1e-4)
 
 
+def sizes_of(seats: list[Seat]) -> list[int]:
+    """Tokens of each seat that a step takes."""
+    return [seat.left.numel() for seat in seats]
+
+
 @pytest.mark.parametrize("name", ["full", "windows"])
-def test_a_question_is_read_beside_other_answers(plain, loaded, name):
+def test_a_question_is_read_beside_other_answers(monkeypatch, plain, loaded, name):
     """In parts, with which the other answers' next tokens are computed."""
-    expected, question = [], numbers(LARGEST_STEP + 5, seed=4)
-    for length in (70, 35):
-        alone = opened(plain[name], length, FULL)
-        expected.append(in_turns(alone.answer(question, Sampling(), 3, ()))[0])
-    batch = Batch(Model.of(loaded[name]))
-    first, second = (opened(loaded[name], n, FULL, batch=batch, drafts="off") for n in (70, 35))
+    question, lengths = numbers(LARGEST_STEP + 5, seed=4), {70: 5, 35: 2}
+    alone = (opened(plain[name], length, FULL) for length in lengths)
+    answers = (timeline.answer(question, Sampling(), lengths[timeline.length], ()) for timeline in alone)
+    expected = [in_turns(events)[0] for events in answers]
+    batch, taken = Batch(Model.of(loaded[name])), list[list[int]]()
+    first, second = (opened(loaded[name], n, FULL, batch=batch, drafts="off") for n in lengths)
     first._stepper._captured = second._stepper._captured = SimpleNamespace()
-    before = first.answer(question, Sampling(), 3, (), keep=True)
+    step = Batch._steps(batch).step
+    monkeypatch.setattr(
+        batch._together, "step", lambda seats: (taken.append(sizes_of(seats)), step(seats))[1]
+    )
+    before = first.answer(question, Sampling(), 5, (), keep=True)
     said = [next(event for event in before if isinstance(event, Token)).id]
-    steps, rows = batch.steps, batch.rows
-    after = second.answer(question, Sampling(), 3, (), keep=True)
-    read = [next(after) for _ in range(3)]
+    after = second.answer(question, Sampling(), 2, (), keep=True)
+    read = []
+    for _ in range(2):  # the other answer's step takes the part that was begun
+        read.append(next(after))
+        said.append(next(before).id)
+    read.append(next(after))
     assert [(event.done, event.total) for event in read] == [(35, 56), (51, 56), (56, 56)]
-    # The second step has what comes after the first one's token of the other answer.
-    assert (batch.steps - steps, batch.rows - rows) == (2, len(question) + 2)
+    assert [LARGEST_STEP, 1] in taken
+    assert [5, 1] in taken
     rest = in_turns(before, after)
     assert [[*said, *rest[0]], rest[1]] == expected
     assert batch.seated == 0

@@ -73,8 +73,8 @@ class Codes:
             self.encoded = tokens
 
     def keep_chosen(self, chosen: int, steps: int) -> None:
-        """Keep copies of the tokens that `steps` steps choose, on the device. chosen: of each step and KV head,
-        at most.
+        """Keep copies of the tokens that `steps` steps choose, on the device. chosen: by one step for a KV
+        head, at most.
         """
         layer = self.layer
         if layer is not None and layer.hot is None:

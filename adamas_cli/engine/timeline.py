@@ -26,7 +26,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Paged, fork_pages, placement_on, shares_memory
 from adamas_cli.engine.attention import AttentionSettings, decide_for
-from adamas_cli.engine.batch import Batch
+from adamas_cli.engine.batch import Batch, Seat
 from adamas_cli.engine.checking import Checked, CheckedAhead
 from adamas_cli.engine.compiling import Announcing
 from adamas_cli.engine.decoding import Alone, OneByOne, Passes, Saying
@@ -584,26 +584,34 @@ class Timeline(Mirrored):
         def read(done: int) -> Prefill:
             return Prefill(done, total, base, time.perf_counter() - start, None, LARGEST_STEP, False)
 
-        yield read(base)
         self.cache.begin_answer(mode)
-        tokens = self._on_device(ids)
-        seat = (
-            self.batch.seat(self.cache, mode) if self.batch is not None and self._shares_steps(mode) else None
-        )
+        tokens, done = self._on_device(ids), base
+        if (seat := self._seat_beside_others(mode)) is None:
+            yield read(base)
+            self.logits = self._stepper.read(tokens, mode)
+            yield read(total)
+            return
         try:
-            if seat is not None and seat.takes_several:
-                done = base
-                for part in tokens.split(LARGEST_STEP):  # other answers' next tokens come with each part
-                    seat.begin(part)
-                    logits, _ = seat.finish()
-                    self.logits, done = logits[-1], done + len(part)
-                    yield read(done)
-                return
+            for part in tokens.split(LARGEST_STEP):
+                seat.begin(part)
+                yield read(done)  # other answers take their next step meanwhile, and this part with it
+                logits, _ = seat.finish()
+                self.logits, done = logits[-1], done + len(part)
         finally:
-            if seat is not None:
-                seat.leave()
-        self.logits = self._stepper.read(tokens, mode)
+            seat.leave()
         yield read(total)
+
+    def _seat_beside_others(self, mode: Mode) -> Seat | None:
+        """A place for a question whose parts are computed with other answers' tokens; None if they are not,
+        or there are no others.
+        """
+        if self.batch is None or not self.batch.seated or not self._shares_steps(mode):
+            return None
+        seat = self.batch.seat(self.cache, mode)
+        if seat.takes_several:
+            return seat
+        seat.leave()
+        return None
 
     def _decode(
         self,

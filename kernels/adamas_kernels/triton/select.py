@@ -35,6 +35,8 @@ from adamas_kernels.triton.shortlist import (
 )
 
 WARP_LIST = tl.constexpr(512)  # longest list that every warp searches as a whole
+# A list that may be much longer than needed, and then make groups be ranked again for nothing.
+LARGE_LIST = tl.constexpr(4096)
 HELD_GROUPS = tl.constexpr(8192)  # of which a program's registers hold all that the estimate kept
 
 
@@ -101,6 +103,16 @@ def look_again(
 
 
 @triton.jit
+def with_extras(rank, at, slot, extras, extra_rank, extra_at):
+    """Ranks and positions of a list, with those of extras where `slot` is the number of one."""
+    extra = slot.to(tl.uint32, bitcast=True)  # very large before the first
+    more = extra < extras.to(tl.uint32)
+    rank = tl.where(more, tl.load(extra_rank + extra, mask=more, other=0.0, cache_modifier=".cg"), rank)
+    at = tl.where(more, tl.load(extra_at + extra, mask=more, other=0, cache_modifier=".cg"), at)
+    return rank, at
+
+
+@triton.jit
 def list_reaching(
     sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
     GROUPS: tl.constexpr, LIST: tl.constexpr,
@@ -124,16 +136,39 @@ def list_reaching(
     first_at, second_at = position_of_first(turns, group, GROUPS), position_of_second(turns, group, GROUPS)
     at = tl.where(is_second, second_at, first_at)
     if extras > 0:
-        extra = (slot - listed).to(tl.uint32, bitcast=True)  # very large before the first
-        more = extra < extras.to(tl.uint32)
-        rank = tl.where(more, tl.load(extra_rank + extra, mask=more, other=0.0, cache_modifier=".cg"), rank)
-        at = tl.where(more, tl.load(extra_at + extra, mask=more, other=0, cache_modifier=".cg"), at)
+        rank, at = with_extras(rank, at, slot - listed, extras, extra_rank, extra_at)
     # Through memory: otherwise the compiler repeats all of this in every lane that later holds part of a key.
     slot = tl.arange(0, LIST)
     tl.store(list_rank + slot, rank)
     tl.store(list_at + slot, at)
     tl.debug_barrier()
     return tl.load(list_rank + slot), tl.load(list_at + slot)
+
+
+@triton.jit
+def list_each(
+    sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
+    GROUPS: tl.constexpr, LIST: tl.constexpr,
+):  # fmt: skip
+    """The same, for long lists: each group stores its own tokens, which then takes less time."""
+    group, slot = tl.arange(0, GROUPS), tl.arange(0, LIST)
+    before = tl.load(sums_ptr + group - 1, mask=group > 0, other=0) & COUNT_MASK
+    count = (tl.load(sums_ptr + group) & COUNT_MASK) - before
+    turns = tl.load(turns_ptr + group, mask=count > 0, other=0)
+    first = tl.load(best + group, mask=count > 0, other=0.0)
+    second = tl.load(best + GROUPS + group, mask=count > 1, other=0.0)
+    to = forced + before
+    tl.store(list_rank + to, first, mask=count > 0)
+    tl.store(list_at + to, position_of_first(turns, group, GROUPS), mask=count > 0)
+    tl.store(list_rank + to + 1, second, mask=count > 1)
+    tl.store(list_at + to + 1, position_of_second(turns, group, GROUPS), mask=count > 1)
+    tl.debug_barrier()
+    there = (slot >= forced) & (slot < forced + listed)
+    rank = tl.load(list_rank + slot, mask=there, other=LOWEST)
+    at = tl.load(list_at + slot, mask=there, other=0)
+    if extras > 0:
+        rank, at = with_extras(rank, at, slot - forced - listed, extras, extra_rank, extra_at)
+    return rank, at
 
 
 @triton.jit
@@ -180,6 +215,8 @@ def shortlist(
     # All firsts reach the lowest of them, and at most all seconds do: enough to begin with. If all fit the
     # list, there is nothing to search for.
     limit = LIST - LIST // 8 - forced
+    if LIST >= LARGE_LIST:
+        limit = tl.minimum(limit, want + want // 4)
     reached = tl.minimum(2 * GROUPS, tl.maximum(end - sinks, 0))
     least = tl.where((reached <= limit) & (second > LOWEST), second, first)
     key = ordered(first)
@@ -238,10 +275,16 @@ def shortlist(
         )  # fmt: skip
         tl.debug_barrier()
     tl.store(again_ptr + row, count)
-    rank, at = list_reaching(
-        sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
-        GROUPS, LIST,
-    )  # fmt: skip
+    if LIST > WARP_LIST:
+        rank, at = list_each(
+            sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
+            GROUPS, LIST,
+        )  # fmt: skip
+    else:
+        rank, at = list_reaching(
+            sums_ptr, listed, forced, extras, best, turns_ptr, extra_rank, extra_at, list_rank, list_at,
+            GROUPS, LIST,
+        )  # fmt: skip
     held = tl.minimum(extras, LIST - forced - listed)
     return rank, at, extras, held, low, beyond, listed + extras, masses_left, top, curve
 
