@@ -22,23 +22,28 @@ from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.strips import multiplies
 from block_weights import assert_product, some_weight
 
-# How many sums of two products fit in 16 bits depends on the largest code.
-STRIPS = "Q4_K", "Q5_0", "Q6_K"
+# With minimums and without, with a scale for 32 codes and for 16; and rows that fill no groups.
+STRIPS, ROWS = ("Q4_K", "Q5_0", "Q6_K"), 11
 
 
 def check(runner: Runner, kind: str) -> str:
-    """The digest of a product's bits. Raises AssertionError if a product or a number is wrong."""
+    """The digest of products' bits. Raises AssertionError if a product or a number is wrong."""
     columns = 512 if FORMATS[kind].numbers == 256 else 544  # whole blocks, also one by one
-    packed = some_weight(kind, 5, columns)
+    packed = some_weight(kind, LANES + 5, columns)
     weight, x = unpack(packed), torch.randn(columns, generator=torch.Generator().manual_seed(1))
     found = multiply_vector(runner, packed, x, None)
     assert_product(found, packed, x)
     numbers = torch.full(weight.shape, torch.nan)
     unpack_rows(runner, packed, numbers)
     torch.testing.assert_close(numbers, weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
+    bits = found.numpy().tobytes()
     if kind in STRIPS and multiplies(kind):
-        assert_product(multiply_codes(runner, packed, x[None], None)[0], packed, x)
-    return hashlib.sha256(found.numpy().tobytes()).hexdigest()
+        rows = torch.randn(ROWS, columns, generator=torch.Generator().manual_seed(2))
+        several = multiply_codes(runner, packed, rows, None)
+        for row, out in zip(rows, several, strict=True):
+            assert_product(out, packed, row)
+        bits += several.numpy().tobytes()
+    return hashlib.sha256(bits).hexdigest()
 
 
 def check_lanes() -> None:

@@ -68,6 +68,7 @@ def compile_all(formats: list[str]) -> None:
     from adamas_kernels.cpu.rounding import build_round
     from adamas_kernels.cpu.rows import build_product, build_unpack
     from adamas_kernels.cpu.step import build_stages, build_tally
+    from adamas_kernels.cpu.strips import build_strips
     from adamas_kernels.cpu.tasks import build_member
     from adamas_kernels.cpu.tile import form_of
 
@@ -96,6 +97,7 @@ def compile_all(formats: list[str]) -> None:
     build_stages(available_forms()[0], number, number, number)
     for kind in formats:
         build_product(kind)
+        build_strips(kind)
         build_unpack(kind, number)
 
 

@@ -14,7 +14,7 @@ import pytest
 from adamas_kernels import levels
 from adamas_kernels.cpu.formats import FORMATS
 from adamas_kernels.cpu.runner import Runner
-from check_level import check
+from check_level import STRIPS, check
 
 from adamas_cli.errors import UsageError
 from adamas_cli.machine import cpu, versions
@@ -26,7 +26,7 @@ from adamas_cli.quiet import prepare_environment
 LEVELS = {
     "plain": ("DEFAULT", ["Plain"], list(FORMATS)),
     "avx2": ("AVX2", ["Plain"], list(FORMATS)),
-    "avx512": ("AVX512", ["Plain"], ["IQ4_NL"]),
+    "avx512": ("AVX512", ["Plain"], ["IQ4_NL", *STRIPS]),
     "avx512_bf16": ("AVX512", ["Avx512Vnni", "AvxVnni", "Plain"], ["IQ4_NL"]),
 }
 on_x86 = pytest.mark.skipif(platform.machine() not in levels.X86, reason="levels of x86")

@@ -410,7 +410,8 @@ class FloatFormat:
 @dataclass(frozen=True)
 class CodeFormat:
     """A type that holds codes. numbers, size: numbers and bytes of a block. most: the largest code, at most
-    63, or None if codes are int8. least: the value of code 0. adds: whether there are minimums.
+    63, or None if codes are int8. least: the value of code 0. adds: whether there are minimums. scaled:
+    neighbouring codes with one scale.
     """
 
     block: Callable[[Reader], Codes]
@@ -419,6 +420,7 @@ class CodeFormat:
     most: int | None = None
     least: int = 0
     adds: bool = False
+    scaled: int = 32
 
 
 # By type name. F32, F16 and BF16 are read as if they had blocks of LANES numbers.
@@ -435,11 +437,11 @@ FORMATS: dict[str, FloatFormat | CodeFormat] = {
     "Q5_1": CodeFormat(_q5_1, 32, 24, 31, adds=True),
     "IQ4_NL": CodeFormat(_iq4_nl, 32, 18),
     "MXFP4": CodeFormat(_mxfp4, 32, 17),
-    "Q2_K": CodeFormat(_q2_k, 256, 84, 3, adds=True),
-    "Q3_K": CodeFormat(_q3_k, 256, 110, 7, -4),
+    "Q2_K": CodeFormat(_q2_k, 256, 84, 3, adds=True, scaled=16),
+    "Q3_K": CodeFormat(_q3_k, 256, 110, 7, -4, scaled=16),
     "Q4_K": CodeFormat(_q4_k, 256, 144, 15, adds=True),
     "Q5_K": CodeFormat(_q5_k, 256, 176, 31, adds=True),
-    "Q6_K": CodeFormat(_q6_k, 256, 210, 63, -32),
+    "Q6_K": CodeFormat(_q6_k, 256, 210, 63, -32, scaled=16),
     "IQ4_XS": CodeFormat(_iq4_xs, 256, 136),
 }
 MOST_NUMBERS = max(form.numbers for form in FORMATS.values())  # in a block

@@ -22,6 +22,7 @@ from adamas_kernels.cpu.rounding import build_round, rounded_bytes
 from adamas_kernels.cpu.rows import TILE, build_product, build_products, build_unpack
 from adamas_kernels.cpu.runner import Runner, Stage
 from adamas_kernels.cpu.strips import build_strips
+from adamas_kernels.cpu.vectors import RAISE
 
 TASKS_PER_THREAD = 8  # so that threads end together
 NUMBERS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # types that are not packed
@@ -101,10 +102,10 @@ def add_products(runner: Runner, weights: Sequence[BlockWeight], rows: Tensor) -
 
 class Rounded:
     """Vectors, float32 [rows, numbers], as `stage` rounds them: bytes [rows, ...], whole blocks of any type.
-    With several rows, the memory extends to whole TILEs.
+    With several rows, the memory extends to whole TILEs. raised: what is added to each integer.
     """
 
-    def __init__(self, runner: Runner, rows: Tensor) -> None:
+    def __init__(self, runner: Runner, rows: Tensor, *, raised: int = 0) -> None:
         if rows.shape[1] % LANES or rows.dtype != torch.float32 or rows.stride(1) != 1:
             rows = F.pad(rows.float(), (0, -rows.shape[1] % LANES)).contiguous()
         count, numbers = rows.shape
@@ -116,6 +117,7 @@ class Rounded:
         self._record = np.zeros(1, ROUNDING)
         self._record[0] = (
             rows.data_ptr(), rows.stride(0), numbers, whole.data_ptr(), whole.stride(0), blocks, tasks,
+            raised,
         )  # fmt: skip
         self.stage: Stage = (runner.compiled(build_round), count * tasks, self._record.ctypes.data, 0, 0)
 
@@ -211,7 +213,7 @@ def linear(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None, 
 
 def multiply_codes(runner: Runner, weight: BlockWeight, x: Tensor, bias: Tensor | None) -> Tensor:
     """x weight^T + bias for many rows x [N, columns or fewer], rounded to 8 bits first: float32 [N, rows]."""
-    inputs, out = Rounded(runner, x), torch.empty(len(x), weight.rows)
+    inputs, out = Rounded(runner, x, raised=RAISE), torch.empty(len(x), weight.rows)
     record = np.zeros(1, STRIPS)
     record[0] = (
         weight.data.data_ptr(), weight.data.stride(0), weight.columns // FORMATS[weight.kind].numbers,

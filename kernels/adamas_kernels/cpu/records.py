@@ -82,7 +82,8 @@ PRODUCT = _record(
     "factor",
 )
 # Rows of float32 to round, see `rounding.py`: each has `numbers` numbers, `blocks` blocks and `tasks` tasks.
-ROUNDING = _record("x x_step numbers out out_step blocks tasks")
+# raised: what is added to each integer, without its sums.
+ROUNDING = _record("x x_step numbers out out_step blocks tasks raised")
 # The part of an MLP before its last product, for each of `slots` experts, or for `vectors` vectors and one
 # expert: out, float32 [slots or vectors, out_step], with `rows` numbers written, `share` per task. gate, up:
 # addresses of PRODUCTs, gate 0 for none; an expert's rows begin `step` after those of the previous one, and

@@ -62,9 +62,9 @@ def place_of(group):
 
 
 @njit
-def round_block(x, at, count, block):
+def round_block(x, at, count, block, raised):
     """Round `count` numbers from x[at] on, whole LANES of them, to nearest, halves to even, and write them to
-    an address; the rest of the block becomes zeros.
+    an address, higher by `raised`; the rest of the block becomes such zeros.
     """
     scales, sums = floats_at(block + SCALES_AT), floats_at(block + SUMS_AT)
     negated = ints_at(block + NEGATED_AT)
@@ -77,7 +77,7 @@ def round_block(x, at, count, block):
         shifted = reinterpret(numbers * splat(factor) + splat(ROUNDER))
         rounded = shifted - reinterpret(splat(ROUNDER))
         place, total = place_of(group), sum_ints(rounded)
-        store_words(block + 4 * place, COLUMN, rounded)
+        store_words(block + 4 * place, COLUMN, rounded + splat(raised))
         scales[place], sums[place], negated[place] = scale, scale * np.float32(total), -total
 
 
@@ -94,6 +94,6 @@ def build_round() -> int:
         out, first = rounding.out + row * rounding.out_step, part * BLOCKS_OF_TASK
         for block in range(first, min(first + BLOCKS_OF_TASK, rounding.blocks)):
             at = block * NUMBERS
-            round_block(x, at, rounding.numbers - at, out + block * SIZE)
+            round_block(x, at, rounding.numbers - at, out + block * SIZE, rounding.raised)
 
     return stage(round_task, STAGE)

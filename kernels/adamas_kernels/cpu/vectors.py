@@ -16,6 +16,7 @@ from adamas_kernels.cpu.features import FEATURES
 from adamas_kernels.cpu.lanes import I32
 
 I8, I16 = ir.IntType(8), ir.IntType(16)
+Code = Callable[[], Any]  # emits a vector where it is called
 
 
 def in_order(builder: Any, vector: Any, order: Sequence[int]) -> Any:
@@ -182,6 +183,14 @@ HAS_DOTS = HAS_SIGNED_DOTS or not FEATURES.isdisjoint({"avx512vnni", "avxvnni"})
 HAS_PAIRS = not HAS_DOTS and "avx2" in FEATURES
 # Whether int8 codes are multiplied as unsigned ones that are SHIFT higher.
 SHIFTS, SHIFT = HAS_DOTS and not HAS_SIGNED_DOTS, 128
+# By how much numbers are higher for `raised_dots`: x86 multiplies unsigned bytes by signed ones.
+RAISE = 0 if HAS_SIGNED_DOTS else 128
+# Bytes of the widest register, and LLVM's names of PMADDUBSW and PMADDWD for it.
+WIDEST_PAIRS = (
+    (64, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512")
+    if "avx512bw" in FEATURES
+    else (32, AVX2_BYTES, AVX2_SHORTS)
+)
 LARGEST_PAIR = 2 * 127  # times the largest code: the largest sum of two products
 
 
@@ -230,6 +239,78 @@ def _dot_pairs(builder: Any, columns: Sequence[Any], numbers: Sequence[Any], mos
         for at in range(0, len(pairs), together)
     ]
     return _sum(builder, found)
+
+
+def raised_dots(
+    builder: Any, columns: Sequence[Any], numbers: Sequence[Sequence[Code]], start: Any
+) -> list[Any]:
+    """`start`, see `excess`, plus sums of four neighbouring products each, over several vectors of int8
+    codes: int32, for each of some rounded vectors.
+
+    numbers: by column and rounded vector, code that emits the same four bytes for every lane, -127 to 127
+    plus RAISE. With HAS_PAIRS, codes are -32 to 31.
+    """
+    if not HAS_PAIRS:
+        ways, found = UNSIGNED if RAISE else SIGNED, [start] * len(numbers[0])
+        for codes, emits in zip(columns, numbers, strict=True):
+            its = [builder.bitcast(emit(), codes.type) for emit in emits]
+            found = [_by_best(ways, builder, x, y, codes) for x, y in zip(found, its, strict=True)]
+        return found
+    width, of_bytes, of_shorts = WIDEST_PAIRS
+    parts = range(columns[0].type.count // width)
+    sums: list[list[Any]] = [[None for _ in parts] for _ in numbers[0]]
+    for codes, emits in zip(columns, numbers, strict=True):
+        pieces = [part(builder, codes, i * width, width) for i in parts]
+        for its, emit in zip(sums, emits, strict=True):
+            number = builder.bitcast(part(builder, emit(), 0, width // 4), pieces[0].type)
+            for i in parts:
+                pairs = _sums_of_pairs(builder, of_bytes, number, pieces[i])
+                its[i] = pairs if its[i] is None else builder.add(its[i], pairs)
+        sums = _held(builder, sums)
+    # Sums of 16 bits may have wrapped around, which adding the start reverses.
+    start = builder.bitcast(start, ir.VectorType(I16, 2 * start.type.count))
+    starts = [part(builder, start, i * width // 2, width // 2) for i in parts]
+    return [
+        joined(builder, [_sums_of_two(builder, of_shorts, builder.add(its[i], starts[i])) for i in parts])
+        for its in sums
+    ]
+
+
+def _held(builder: Any, rows: list[list[Any]]) -> list[list[Any]]:
+    """The same vectors, all computed before any is used: LLVM would finish one after the other, for which the
+    codes of all columns need more registers than there are.
+    """
+    vectors = [vector for row in rows for vector in row]
+    if len(vectors) == 1:
+        return rows
+    types = [vector.type for vector in vectors]
+    constraints = ",".join(["=v"] * len(types) + [str(at) for at in range(len(types))])
+    shape = ir.FunctionType(ir.LiteralStructType(types), types)
+    found = builder.call(ir.InlineAsm(shape, "", constraints), vectors)
+    kept = iter(builder.extract_value(found, at) for at in range(len(types)))
+    return [[next(kept) for _ in row] for row in rows]
+
+
+def excess(builder: Any, columns: Sequence[Any]) -> Any:
+    """What makes up for RAISE in sums over these vectors of codes, where `raised_dots` starts: int32, or with
+    HAS_PAIRS int16 for each two codes.
+    """
+    words = ir.VectorType(I32, columns[0].type.count // 4)
+    total, ones = ir.Constant(words, None), ir.Constant(columns[0].type, [1] * columns[0].type.count)
+    if not RAISE:
+        return total
+    if HAS_PAIRS:
+        parts, name = columns[0].type.count // 32, AVX2_BYTES
+        pairs = [
+            in_parts(builder, parts, lambda b, x, y: _sums_of_pairs(b, name, x, y), ones, codes)
+            for codes in columns
+        ]
+        total = _sum(builder, pairs)
+    else:
+        for codes in columns:
+            total = _by_best(UNSIGNED, builder, total, ones, codes)
+    total = builder.mul(total, ir.Constant(total.type, [-RAISE] * total.type.count))
+    return builder.bitcast(total, words)
 
 
 def _sum(builder: Any, vectors: Sequence[Any]) -> Any:
