@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu import prefill as flash
+from adamas_kernels.cpu.build import njit
+from adamas_kernels.cpu.floats import exp2
+from adamas_kernels.cpu.lanes import LANES, load, store
 from adamas_kernels.cpu.prefill import BLOCK, BLOCK_ROWS, RANGE, flash_attention
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tile import Singles
@@ -102,6 +106,23 @@ def test_flat_and_sharp_scores(factor):
     found, _ = flash_attention(Runner(), queries[:, :, -90:], keys, values, factor)
     expected, _ = exact(queries[:, :, -90:], keys, values, factor)
     assert (found - expected).abs().max() <= 0.04
+
+
+def test_powers_of_two():
+    """As exact as float32 allows, and exactly zero for hidden scores."""
+
+    @njit
+    def fill(x, found):
+        for i in range(0, len(x), LANES):
+            store(found, i, exp2(load(x, i)))
+
+    x = np.linspace(-126, 126, 1 << 20, dtype=np.float32)
+    found = np.empty_like(x)
+    fill(x, found)
+    assert np.abs(found / np.exp2(x.astype(np.float64)) - 1).max() < 2e-7
+    edges = np.array([0, 1, -1, -127, -128, -1e30, -np.inf, np.nan] * 2, np.float32)
+    fill(edges, found)
+    assert found[:8].tolist() == [1, 2, 0.5, 0, 0, 0, 0, 0]
 
 
 def test_no_token_sees_the_future():

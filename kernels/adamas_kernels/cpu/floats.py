@@ -25,6 +25,7 @@ from adamas_kernels.cpu.lanes import (
 )
 
 LOG2_E = np.float32(1.44269504)
+LN2 = np.float32(0.69314718)
 LN2_HIGH = np.float32(0.693359375)  # few bits, so its product with an exponent is exact
 LN2_LOW = np.float32(-2.12194440e-4)
 ROUNDER = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, halves to even
@@ -33,6 +34,11 @@ LEAST_EXPONENT, LARGEST_EXPONENT = np.float32(-87.0), np.float32(88.0)
 # exp(x) = 1 + x + x^2 p(x) for |x| <= ln 2 / 2, highest power first (Cephes, S. Moshier).
 EXP_5, EXP_4, EXP_3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 EXP_2, EXP_1, EXP_0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+
+# 2^x for |x| <= 1/2, highest power first, without the constant 1: the least largest relative error, 1e-7.
+EXP2_5, EXP2_4, EXP2_3 = np.float32(0.0013264727), np.float32(0.009671513), np.float32(0.055507336)
+EXP2_2, EXP2_1 = np.float32(0.24022242), np.float32(0.6931470)
+LEAST_POWER = np.float32(-127)  # whose exponent's bits are zeros
 
 
 class Float32(NamedTuple):
@@ -186,6 +192,24 @@ def exp(x):
     # The low bits of `shifted` hold the integer; moved to the exponent, it becomes a power of two.
     power = reinterpret((reinterpret(shifted) << splat(23)) + splat(0x3F800000))
     return where(x > splat(LEAST_EXPONENT), series * power, splat(np.float32(0)))
+
+
+@njit
+def exp2(x):
+    """2^x of LANES floats up to 127, relative error below 2e-7; zero below -127 and where x is NaN.
+
+    Two thirds of the instructions of `exp`, which sees more of the bits of large negative numbers.
+    """
+    bounded = where(x > splat(LEAST_POWER), x, splat(LEAST_POWER))
+    shifted = bounded + splat(ROUNDER)
+    rest = bounded - (shifted - splat(ROUNDER))
+    series = multiply_add(splat(EXP2_5), rest, splat(EXP2_4))
+    series = multiply_add(series, rest, splat(EXP2_3))
+    series = multiply_add(series, rest, splat(EXP2_2))
+    series = multiply_add(series, rest, splat(EXP2_1))
+    series = multiply_add(series, rest, splat(np.float32(1)))
+    # The low bits of `shifted` hold the integer, which is added to the exponent.
+    return reinterpret(reinterpret(series) + (reinterpret(shifted) << splat(23)))
 
 
 @njit

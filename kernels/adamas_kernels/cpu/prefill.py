@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu.build import njit, source_stamp, stage
-from adamas_kernels.cpu.floats import KINDS, Kind, capped, exp, put_float
+from adamas_kernels.cpu.floats import KINDS, LN2, LOG2_E, Kind, capped, exp2, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     first_lane,
@@ -110,8 +110,9 @@ def hide_before(scores, at, hidden):
 def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum_row, dim_v):
     """Scores of one query -> its weights, in the format of words; updates its maximum, sum and summed values.
 
-    seen: how many of the `width` keys, a multiple of LANES, the query attends to.
+    seen: how many of the `width` keys, a multiple of LANES, the query attends to. Maxima are exponents of 2.
     """
+    scaling *= LOG2_E
     top = splat(LEAST)
     whole = seen // LANES * LANES
     for i in range(0, whole, LANES):
@@ -127,7 +128,7 @@ def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum
     found = max_lanes(top) * scaling
     before = highest[row]
     if found > before:
-        factor = first_lane(exp(splat(before - found)))
+        factor = first_lane(exp2(splat(before - found)))
         highest[row] = found
         sums[row] *= factor
         for i in range(0, dim_v, LANES):
@@ -135,7 +136,7 @@ def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum
     base = splat(-highest[row] if highest[row] > LEAST else ZERO)
     total = splat(ZERO)
     for i in range(0, width, LANES):
-        weight = exp(multiply_add(load(scores, at + i), splat(scaling), base))
+        weight = exp2(multiply_add(load(scores, at + i), splat(scaling), base))
         total = total + weight
         store(weights, at + i, weight)
     sums[row] += sum_lanes(total)
@@ -308,7 +309,7 @@ def flash_attention(
             (stages.attend, blocks, record.ctypes.data, 0, 0),
         )
     highest, sums = state[: 2 * heads * rows].view(2, heads, rows)[:, :, :new]
-    return out, (highest + sums.log()).unsqueeze(0)
+    return out, (LN2 * highest + sums.log()).unsqueeze(0)
 
 
 def obstacle(facts: Facts) -> str | None:

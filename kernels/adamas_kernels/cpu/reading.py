@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adamas_kernels.cpu.build import njit, source_stamp, stage
-from adamas_kernels.cpu.floats import KINDS, Kind, exp, exp_one, put_float, to_float
+from adamas_kernels.cpu.floats import KINDS, LN2, Kind, exp, exp_one, put_float, to_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     lane_numbers,
@@ -512,4 +512,4 @@ def read_sparsely(
     highest, sums = (
         x.view(heads, query_blocks, ROOM)[:, :, :QUERY_BLOCK].flatten(1)[:, :new] for x in (highest, sums)
     )
-    return out, (highest + sums.log()).unsqueeze(0)
+    return out, (LN2 * highest + sums.log()).unsqueeze(0)

@@ -24,6 +24,7 @@ ROWS = 6
 # Vectors of LANES numbers side by side. AVX-512 has 32 registers for 6 x 4 sums, the panel's words and the
 # row's word; AVX2's 16 half-size registers and NEON's 32 quarter-size registers hold 6 x 1.
 WIDE = 4 if "avx512f" in FEATURES else 1
+UNROLLED = 4  # words of a turn: 2 % faster than turns of one
 I64 = ir.IntType(64)
 
 
@@ -180,20 +181,28 @@ def _tile(count):
                 for r in range(ROWS):
                     for v in range(count):
                         builder.store(zero, sums[r][v])
-        with cgutils.for_range(builder, words) as loop:
+
+        def add_word(index):
             columns = []
             for v in range(count):
-                offset = builder.add(builder.mul(loop.index, panel_n), I64(4 * LANES * v))
+                offset = builder.add(builder.mul(index, panel_n), I64(4 * LANES * v))
                 column = builder.load(at(panel, offset, WORDS))
                 column.align = 4
                 columns.append(column)
             for r in range(ROWS):
-                offset = builder.add(builder.mul(row_n, I64(r)), builder.mul(loop.index, I64(4)))
+                offset = builder.add(builder.mul(row_n, I64(r)), builder.mul(index, I64(4)))
                 word = builder.load(at(row, offset, I32))
                 word.align = 2
                 for v in range(count):
                     total = builder.load(sums[r][v])
                     builder.store(meet(builder, total, word, columns[v]), sums[r][v])
+
+        whole = builder.and_(words, I64(-UNROLLED))
+        with cgutils.for_range_slice(builder, I64(0), whole, I64(UNROLLED), inc=True) as (index, _):
+            for i in range(UNROLLED):
+                add_word(builder.add(index, I64(i)))
+        with cgutils.for_range_slice(builder, whole, words, I64(1), inc=True) as (index, _):
+            add_word(index)
         for r in range(ROWS):
             for v in range(count):
                 builder.store(builder.load(sums[r][v]), place(r, v)).align = 4
