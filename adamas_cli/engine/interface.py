@@ -1,7 +1,7 @@
 """Adamas as an attention implementation of transformers, installed in a model once, for its life.
 
-No forward is rewritten: every model that calls transformers' attention interface passes q, k, v after RoPE,
-with KV heads not repeated. A context variable holds the current pass while it runs. A call of the model
+No forward is changed: every model that calls transformers' attention interface passes q, k, v after RoPE,
+with KV heads not repeated, and so do the models of `models/llama_like.py`. A context variable holds the current pass while it runs. A call of the model
 outside a timeline's pass attends as transformers does.
 """
 
@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from adamas_kernels.softmax import PLAIN, Softmax
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.mode import Mode
+from adamas_cli.models.llama_like import Attention, LlamaLike, attend_causally
 from adamas_cli.models.quiet import quiet_transformers
 from adamas_cli.planning.decision import UnservedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "adamas"
 # Arguments of some models that change scores and that no kernel knows; ignoring one would give wrong results
@@ -46,8 +46,11 @@ _UNDER_WAY: ContextVar[Pass | None] = ContextVar("adamas_pass", default=None)
 
 def install(model: PreTrainedModel) -> str:
     """Let a model's layers attend through this module from now on. Returns the previous implementation's
-    name.
+    name; models of our own have none.
     """
+    if isinstance(model, LlamaLike):
+        model.attend_by(attention_forward)
+        return ""
     register()
     before: str = model.config._attn_implementation
     with quiet_transformers():  # it warns about vision parts that were left out of a model
@@ -57,6 +60,9 @@ def install(model: PreTrainedModel) -> str:
 
 def register() -> None:
     """Tell transformers the name, so that a model can be loaded with it."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, attention_mask)
 
@@ -95,6 +101,8 @@ def attention_mask(
     """
     one = now()
     if one is None:
+        from transformers.masking_utils import sdpa_mask
+
         return sdpa_mask(*args, local_size=local_size, use_vmap=use_vmap, **kwargs)
     if use_vmap:
         raise UnservedError(_OWN_MASK)
@@ -120,7 +128,11 @@ def attention_forward(
     """
     one = now()
     softmax = Softmax(softcap=softcap or 0.0, sinks=s_aux) if softcap or s_aux is not None else PLAIN
+    if one is None and isinstance(module, Attention):
+        return attend_causally(module, query, key, value, None, scaling=module.scaling)
     if one is None and softmax is PLAIN:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if one is None:

@@ -143,6 +143,10 @@ def from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 
 def leave_only_text(model: PreTrainedModel) -> None:
     """Drop the parts of a model that see and hear; text does not use them."""
+    from adamas_cli.models.llama_like import LlamaLike
+
+    if isinstance(model, LlamaLike):
+        return
     from transformers import PreTrainedModel
 
     whole = model.base_model

@@ -216,7 +216,8 @@ def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _unset(buffer: Tensor, device: torch.device) -> Tensor:
-    value = torch.zeros_like(buffer, device=device)
+    # Not `zeros_like`, which imports sympy for a tensor that has no memory.
+    value = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
     return value.fill_(torch.nan) if value.is_floating_point() else value
 
 

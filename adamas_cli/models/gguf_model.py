@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from adamas_kernels.blocks import BlockWeight
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.models.filling import Placing, fill, without_memory
 from adamas_cli.models.folder import CONFIG
 from adamas_cli.models.gguf.architectures import architecture_of
 from adamas_cli.models.gguf.file import GgufFile
+from adamas_cli.models.llama_like import LlamaLike, serves
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +43,10 @@ def build_model(
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         if split is not None:
             config = split.config(config)
+        elif device.type == "cpu" and serves(config):
+            return cast("PreTrainedModel", LlamaLike(config, dtype))
+        from transformers import AutoModelForCausalLM
+
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         return model
 

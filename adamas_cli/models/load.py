@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamas_cli.errors import AdamasError, ModelUnavailableError, OutOfMemoryError, UsageError
+from adamas_cli.heap import give_back
 from adamas_cli.machine.cpu import cpu_level
 from adamas_cli.machine.products import Products, known
 from adamas_cli.machine.threads import use_threads
@@ -184,6 +185,7 @@ def load(
     if quantized:
         chosen_dtype = model.dtype  # some kinds compute in a single number format
     kept = kept_as(stored, quantization, quantized=quantized, packed=packed)
+    give_back()  # a tokenizer and a file's keys take 0.1 GB to parse, and the first pass maps every weight
     in_bytes = packed and products.in_bytes
     return LoadedModel(model, files, chosen_device, chosen_dtype, context, ending, kept, in_bytes)
 
