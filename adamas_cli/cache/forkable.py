@@ -10,15 +10,15 @@ import ctypes
 import mmap
 import os
 import weakref
-from functools import cache
 from typing import Any
 
 import torch
 from adamas_kernels.contract import allocate_codes
 from torch import Tensor
 
+from adamas_cli.cache.pages import mapped, seen_as
+
 MAPS_FILES = hasattr(os, "memfd_create")
-_FAILED = ctypes.c_void_p(-1).value
 _files: dict[int, tuple[int, int]] = {}  # number and bytes of each file, by the address where it is mapped
 
 
@@ -30,7 +30,7 @@ def empty_like(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     """
     size = max(1, torch.Size(shape).numel()) * dtype.itemsize
     memory = _new(size) if like.device.type == "cpu" and MAPS_FILES else None
-    return like.new_empty(shape, dtype=dtype) if memory is None else _seen_as(memory, shape, dtype)
+    return like.new_empty(shape, dtype=dtype) if memory is None else seen_as(memory, shape, dtype)
 
 
 def forked(x: Tensor) -> Tensor | None:
@@ -38,7 +38,7 @@ def forked(x: Tensor) -> Tensor | None:
     is used, the shared contents must not change here.
     """
     known = _files.get(x.untyped_storage().data_ptr())
-    memory = None if known is None else _mapped(*known, mmap.MAP_PRIVATE)
+    memory = None if known is None else mapped(*known, mmap.MAP_PRIVATE)
     if memory is None:
         return None
     numbers = torch.frombuffer(memory, dtype=torch.uint8)[: x.untyped_storage().nbytes()].view(x.dtype)
@@ -62,7 +62,7 @@ def _new(size: int) -> Any:
         return None
     try:
         os.ftruncate(file, size)
-        memory = _mapped(file, size, mmap.MAP_SHARED)
+        memory = mapped(file, size, mmap.MAP_SHARED)
     except OSError:
         memory = None
     if memory is None:
@@ -74,34 +74,7 @@ def _new(size: int) -> Any:
     return memory
 
 
-def _mapped(file: int, size: int, kind: int) -> Any:
-    """The mapped bytes of a file, unmapped when no longer used; None if they cannot be mapped."""
-    library = _library()
-    reads_and_writes = mmap.PROT_READ | mmap.PROT_WRITE
-    address = library.mmap(None, size, reads_and_writes, kind, file, 0)
-    if address == _FAILED:
-        return None
-    memory = (ctypes.c_uint8 * size).from_address(address)
-    weakref.finalize(memory, library.munmap, address, size).atexit = False
-    return memory
-
-
 def _close(address: int) -> None:
     """Forget a file; its memory is freed with the last fork."""
     file, _ = _files.pop(address)
     os.close(file)
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    """The system's functions. Python's own mappings would each keep a file open."""
-    library = ctypes.CDLL(None)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return library
-
-
-def _seen_as(memory: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    count = torch.Size(shape).numel()
-    return torch.frombuffer(memory, dtype=dtype, count=max(1, count))[:count].view(shape)

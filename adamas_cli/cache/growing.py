@@ -7,6 +7,7 @@ import copy
 from torch import Tensor
 
 from adamas_cli.cache.forkable import empty_like, forked
+from adamas_cli.cache.pages import empty_pages
 
 
 class TokenBuffer:
@@ -21,7 +22,7 @@ class TokenBuffer:
         self._like = like.new_empty(batch, heads, 0, dim)
         self._tokens_first = tokens_first
         shape = (room, batch, heads, dim) if tokens_first else (batch, heads, room, dim)
-        whole = empty_like(like, shape, like.dtype) if forks else like.new_empty(shape)
+        whole = empty_like(like, shape, like.dtype) if forks else empty_pages(like, shape)
         self._tensor = whole.permute(1, 2, 0, 3) if tokens_first else whole
 
     @property
