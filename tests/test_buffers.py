@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -376,3 +378,23 @@ def test_nothing_is_given_back_while_a_step_is_captured(driver, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     mapped.MappedMemory(torch.device("cuda", 0), 100)
     assert ("free", 7000, 300) in driver.calls
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_memory_of_a_context_is_resident_where_there_are_tokens_only() -> None:
+    size, room = 1 << 26, 1 << 18  # bytes; tokens
+    like = torch.empty(1, 1, 0, size // room, dtype=torch.uint8)
+    for _ in range(8):  # memory that the C library keeps for the next one to ask
+        torch.ones(size // 8, dtype=torch.uint8)
+    before = resident()
+    buffer = Paged().buffer(like, room=0, limit=room)
+    assert resident() - before < size / 8
+    buffer.tensor[:, :, : room // 2] = 1
+    assert size / 4 < resident() - before < size * 3 / 4
+    del buffer
+    assert resident() - before < size / 8
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

@@ -1,8 +1,8 @@
 """Adamas as an attention implementation of transformers, installed in a model once, for its life.
 
 No forward is changed: every model that calls transformers' attention interface passes q, k, v after RoPE,
-with KV heads not repeated, and so do the models of `models/llama_like.py`. A context variable holds the current pass while it runs. A call of the model
-outside a timeline's pass attends as transformers does.
+with KV heads not repeated, and so do the models of `models/llama_like.py`. A context variable holds the
+current pass while it runs. A call of the model outside a timeline's pass attends as transformers does.
 """
 
 from __future__ import annotations
