@@ -192,9 +192,13 @@ class Batch:
         if seat in self._seats:
             self._seats.remove(seat)
 
+    def is_due(self, one: Seat) -> bool:
+        """Whether no other seat has results and will soon have tokens for a step as well."""
+        return not any(seat is not one and seat.is_ahead for seat in self._seats)
+
     def expects_beside(self, one: Seat) -> bool:
         """Whether others than this seat have tokens that may be computed before they are begun."""
-        return any(seat is not one and seat.expects for seat in self._seats)
+        return any(seat is not one and seat.expects for seat in self._seats) and self.is_due(one)
 
     def step(self, first: Seat) -> None:
         """Compute the pending tokens of this seat, and those of others as far as they fit in one step. Tokens
@@ -258,6 +262,21 @@ class Seat:
     def awaited(self) -> bool:
         """See `Passes.awaited`: they expect a token that may be computed."""
         return self._batch.expects_beside(self)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it has results that nobody has asked for, and no token for a step."""
+        return bool(self._taken) and not self.next.numel()
+
+    @property
+    def is_due(self) -> bool:
+        """See `Passes.is_due`: with tokens of a few, a step takes nearly as long as with those of all."""
+        return self._guessed is not None or self._batch.is_due(self)
+
+    @property
+    def waits(self) -> bool:
+        """See `Passes.waits`."""
+        return self.next.numel() > 0 and not self._taken and not self._batch.is_due(self)
 
     @property
     def expects(self) -> bool:

@@ -77,4 +77,9 @@ class Done:
     drafted: Drafted = Drafted()
 
 
-Event = Prefill | Token | Done
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing new: the answer lets others take their turn."""
+
+
+Event = Prefill | Token | Done | Waiting

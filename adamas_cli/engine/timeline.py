@@ -31,7 +31,7 @@ from adamas_cli.engine.checking import Checked, CheckedAhead
 from adamas_cli.engine.compiling import Announcing
 from adamas_cli.engine.decoding import Alone, OneByOne, Passes, Saying
 from adamas_cli.engine.drafts import CAPTURE, GPU_COSTS, Costs, Drafter
-from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.engine.events import Done, Event, Prefill, Token, Waiting
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.placing import host_placement
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 REHEARSED_FROM = 2048  # tokens of a document
+PATIENCE = 8  # turns of others that an answer waits for their step: a server's take two for each token
 MEMORY_EVERY = 16  # tokens: asking a GPU for its memory takes a while
 RECENT = 2  # states of the last answers to return to: before the last question, and before its answer
 
@@ -577,7 +578,7 @@ class Timeline(Mirrored):
             return False
         return self._stepper.reads(tokens, mode, again=self._shares_steps(mode))
 
-    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Generator[Prefill]:
+    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Generator[Prefill | Waiting]:
         """Read a short question's tokens, int [n]. start: when the clock began."""
         base, total = self.length, self.length + len(ids)
 
@@ -593,8 +594,9 @@ class Timeline(Mirrored):
             return
         try:
             for part in tokens.split(LARGEST_STEP):
+                yield read(done)
                 seat.begin(part)
-                yield read(done)  # other answers take their next step meanwhile, and this part with it
+                yield from _waiting(seat)
                 logits, _ = seat.finish()
                 self.logits, done = logits[-1], done + len(part)
         finally:
@@ -624,7 +626,7 @@ class Timeline(Mirrored):
         start: float,
         prefilled: float,
         reused: int,
-    ) -> Generator[Token | Done]:
+    ) -> Generator[Token | Done | Waiting]:
         prompt = self.length
         budget = mode.sparse.settings.budget if mode.sparse else prompt + max_tokens
         count, reason, memory = 0, "length", 0
@@ -658,6 +660,12 @@ class Timeline(Mirrored):
                 if forced:
                     saying.say(forced.popleft())
                     sampler.replace()
+                elif count < max_tokens:
+                    try:
+                        yield from _waiting(passes)
+                    except GeneratorExit:
+                        saying.end(prompt + count)
+                        raise
             saying.end(prompt + count)
         finally:
             self._whole = passes.whole
@@ -734,6 +742,14 @@ class Timeline(Mirrored):
     def _compiling_announced(self) -> AbstractContextManager[None]:
         """A scope in which compiling is announced, if kernels are Triton's."""
         return Announcing(self._say_once) if self.model.is_fused else nullcontext()
+
+
+def _waiting(passes: Passes) -> Iterator[Waiting]:
+    """Let other answers take their turns until they need a step as well, or a few times."""
+    for _ in range(PATIENCE):
+        if not passes.waits:
+            return
+        yield Waiting()
 
 
 def common_prefix(one: np.ndarray, other: np.ndarray) -> int:

@@ -19,7 +19,7 @@ CLAIMED = tl.constexpr(-1)  # the place of a token whose row is on its way
 ROWS = 32  # that a program copies at a time
 # Programs that copy. A bus brings as many random rows to 32 of them as to 1,056 (docs/performance.md), and a
 # multiprocessor has room for more than copies.
-PROGRAMS = 128
+PROGRAMS = 512
 WARPS = 4
 WORD = torch.int64
 # Bytes of a layer's rows from which choices are put in order: a GPU's translations of addresses reach so far.

@@ -14,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adamas_kernels.triton.select import forced_and_wanted
 
-BUCKETS = 1024  # parts of a text, within which tokens have no order
+BUCKETS = 256  # parts of a text, within which tokens have no order
 BLOCK = 2048  # tokens at a time
 WARPS = 8
 
