@@ -231,9 +231,6 @@ def batches(generation: int) -> list[Launch]:
             backend.decode_step(q, k, k, cache, 0.1, settings, torch.zeros(1, 2, 4096))
         backend.dense_step(q, k, k, cache, 0.1)
         backend.dense_step(q, k, k, cache, 0.1, Softmax(window=1024))
-        several = replace(cache, neighbours=True)
-        for softmax in (PLAIN, Softmax(window=1024)):
-            backend.dense_step(q, k, k, several, 0.1, softmax)
     return found
 
 

@@ -28,13 +28,11 @@ from transformers import (
 )
 
 from adamas_cli.cache.apart import common_root
-from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch, Seat
 from adamas_cli.engine.drawn import Drawn
-from adamas_cli.engine.events import Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.reading import Reader
 from adamas_cli.engine.sampling import Sampling
@@ -211,7 +209,7 @@ class Fed:
 class Counting:
     """Steps after which the next number is the likeliest token."""
 
-    ahead, rows, row = True, LARGEST_STEP, Fed
+    ahead, row = True, Fed
 
     def joins(self, seat: Seat, other: Seat) -> bool:
         return True
@@ -244,74 +242,6 @@ def test_one_pass_takes_several_tokens_of_any_sequence(loaded, name):
             torch.testing.assert_close(logits.double().cpu(), expected, rtol=1e-3, atol=1e-3)
             cache.retract_in_place(before + kept)
     assert sorted(tokens for _, _, tokens in steps._passes if tokens > 1) == [2, 4]
-
-
-@pytest.mark.parametrize("name", ["full", "windows"])
-def test_one_pass_takes_several_tokens_beside_single_ones(loaded, name):
-    """Each attends to those of its sequence before it; sums of values are those of all tokens."""
-    steps = StepsApart.of(Model.of(loaded[name]), captures=False)
-    timelines = [opened(loaded[name], length, FULL) for length in (70, 35, 33)]
-    new = [numbers(count, seed=count) for count in (6, 2, 32)]
-    rows = [Row(one.cache, one._answering(sparse=False)) for one in timelines]
-    for one, row in zip(timelines, rows, strict=True):
-        one.cache.begin_answer(row.mode)
-    found = list[torch.Tensor]()
-    for part in range(2):
-        halves = [ids[part * len(ids) // 2 : (part + 1) * len(ids) // 2] for ids in new]
-        for row, ids in zip(rows, halves, strict=True):
-            row.token = torch.from_numpy(ids).long().to(DEVICE)
-        logits, drawn = steps.step_neighbours(rows)
-        assert drawn.token.tolist() == logits.argmax(-1).tolist()
-        found.append(logits)
-    ends = [logits.split([3, 1, 16]) for logits in found]
-    for index, (one, row) in enumerate(zip(timelines, rows, strict=True)):
-        row.settle()
-        one.cache.tell_length()
-        logits = torch.cat([end[index] for end in ends]).double().cpu()
-        with torch.no_grad():
-            said = torch.tensor([[*one.ids, *new[index]]])
-            expected = small(name).double()(said).logits[0, -len(logits) :]
-        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
-        for layer in one.cache.kept:
-            if isinstance(layer, FullLayer):
-                total = layer._sum_of_values(0, layer.length)
-                torch.testing.assert_close(layer.value_sum, total, rtol=1e-4, atol=1e-4)
-
-
-def sizes_of(seats: list[Seat]) -> list[int]:
-    """Tokens of each seat that a step takes."""
-    return [seat.left.numel() for seat in seats]
-
-
-@pytest.mark.parametrize("name", ["full", "windows"])
-def test_a_question_is_read_beside_other_answers(monkeypatch, plain, loaded, name):
-    """In parts, with which the other answers' next tokens are computed."""
-    question, lengths = numbers(LARGEST_STEP + 5, seed=4), {70: 5, 35: 2}
-    alone = (opened(plain[name], length, FULL) for length in lengths)
-    answers = (timeline.answer(question, Sampling(), lengths[timeline.length], ()) for timeline in alone)
-    expected = [in_turns(events)[0] for events in answers]
-    batch, taken = Batch(Model.of(loaded[name])), list[list[int]]()
-    first, second = (opened(loaded[name], n, FULL, batch=batch, drafts="off") for n in lengths)
-    first._stepper._captured = second._stepper._captured = SimpleNamespace()
-    step = Batch._steps(batch).step
-    monkeypatch.setattr(
-        batch._together, "step", lambda seats: (taken.append(sizes_of(seats)), step(seats))[1]
-    )
-    before = first.answer(question, Sampling(), 5, (), keep=True)
-    said = [next(event for event in before if isinstance(event, Token)).id]
-    after = second.answer(question, Sampling(), 2, (), keep=True)
-    read = []
-    for _ in range(2):  # the other answer's step takes the part that was begun
-        read.append(next(after))
-        said.append(next(before).id)
-    read.append(next(after))
-    assert [(event.done, event.total) for event in read] == [(35, 56), (51, 56), (56, 56)]
-    assert [LARGEST_STEP, 1] in taken
-    assert [5, 1] in taken
-    rest = in_turns(before, after)
-    assert [[*said, *rest[0]], rest[1]] == expected
-    assert batch.seated == 0
-    assert second.ids[35:56].tolist() == question.tolist()
 
 
 @pytest.mark.parametrize("fits", [True, False])

@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 import adamas_cli
 from adamas_cli.documents import collect
 from adamas_cli.documents.filtering import Selection
-from adamas_cli.engine.events import Done, Likelihood, Prefill, Token, Waiting
+from adamas_cli.engine.events import Done, Likelihood, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.progress import Silent
 from adamas_cli.prompt.tokens import Tokenizer
@@ -35,7 +35,7 @@ from adamas_cli.serve.likelihoods import Spelling
 from adamas_cli.serve.opening import Limits
 from adamas_cli.serve.requests import Asked, Message
 from adamas_cli.serve.running import Server
-from adamas_cli.session.answer import Told
+from adamas_cli.session.answer import Step, Told
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
@@ -611,7 +611,7 @@ def test_one_reading_of_a_document_does_for_answers_that_begin_meanwhile(
         first, second = answering.answer(prepared), answering.answer(prepared)
         begun = [next(first), next(second)]
         assert isinstance(begun[0], Prefill)
-        assert type(begun[1]) is Waiting
+        assert type(begun[1]) is Step
         in_turns = list(zip_longest(first, second))
         return [begun[0], *(one for one, _ in in_turns if one)], [other for _, other in in_turns if other]
 

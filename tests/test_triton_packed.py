@@ -12,9 +12,7 @@ from adamas_kernels.contract import LayerCache, SparseSettings
 from adamas_kernels.hot import ALIGNMENT, LEAST_STEPS, MOST_STEPS, HotRows, side_by_side
 from adamas_kernels.packed import block_of, centre_of, hadamard, numbers, pack_like, read, row_size
 from adamas_kernels.torch.backend import TorchBackend
-from adamas_kernels.triton import fetch
 from adamas_kernels.triton.backend import TritonBackend
-from adamas_kernels.triton.order import order
 from layer_caches import (
     assert_no_worse,
     assert_same_contents,
@@ -82,19 +80,17 @@ def new_tokens(new: int, dim: int, dtype=torch.float32):
 @pytest.mark.parametrize(
     ("kept", "dim", "new", "settings", "copies"),
     [
-        ("int8", 64, 1, SparseSettings(budget=24), ""),
-        ("int4", 64, 2, SparseSettings(budget=24), ""),
-        ("int4", 64, 1, SparseSettings(budget=24, error=2.0**-9), ""),
-        ("int8", 64, 1, SparseSettings(budget=24), "copies"),
-        ("int4", 32, 1, SparseSettings(budget=24), "copies"),
-        ("int8", 64, 2, SparseSettings(budget=24), "in order"),
-        ("int8", 64, 1, SparseSettings(budget=24, error=2.0**-9), "in order"),
+        ("int8", 64, 1, SparseSettings(budget=24), False),
+        ("int4", 64, 2, SparseSettings(budget=24), False),
+        ("int4", 64, 1, SparseSettings(budget=24, error=2.0**-9), False),
+        ("int8", 64, 1, SparseSettings(budget=24), True),
+        ("int4", 32, 1, SparseSettings(budget=24), True),
+        ("int8", 64, 2, SparseSettings(budget=24), True),
+        ("int8", 64, 1, SparseSettings(budget=24, error=2.0**-9), True),
     ],
-    ids=["one", "several", "error", "copies", "narrow copies", "ordered copies", "error, ordered copies"],
+    ids=["one", "several", "error", "copies", "narrow copies", "several, copies", "error, copies"],
 )
-def test_sparse_steps(monkeypatch, kept, dim, new, settings, copies):
-    """copies: of chosen rows, and in which order these are fetched."""
-    monkeypatch.setattr(fetch, "ORDERED_FROM", 0 if copies == "in order" else fetch.ORDERED_FROM)
+def test_sparse_steps(kept, dim, new, settings, copies):
     length = 100
     cache = packed(make_cache(1, KV_HEADS, dim, length, length + 8, settings), FORMATS[kept], length)
     other, tokens = twin(cache), new_tokens(new, dim)
@@ -134,38 +130,6 @@ def test_full_steps(kept, dim, new, dtype):
     truth = double_attention(q, keys, read(cache.values[:, :, seen], torch.float32), dim**-0.5)
     for one, other_one, exact in zip(found, plain, truth, strict=True):
         assert_no_worse(one, other_one, exact)
-
-
-@pytest.mark.parametrize("new", [1, 3])
-def test_choices_are_put_in_order(new):
-    """By buckets, each position once."""
-    seen, budget, forced, buckets = 9000, 300, (4, 12), 64
-    rows = HEADS * new
-    chosen_at = torch.stack([torch.randperm(seen - 16)[:budget] + 4 for _ in range(rows)]).int().to(DEVICE)
-    ordered = torch.full((rows, seen), -1, dtype=torch.int32, device=DEVICE)
-    places = torch.empty(rows, buckets, dtype=torch.int32, device=DEVICE)
-    attended = torch.full((rows,), 100, dtype=torch.int32, device=DEVICE)
-    length = torch.tensor([seen - new], dtype=torch.int32, device=DEVICE)
-    for bound in (False, True):
-        order(
-            chosen_at,
-            ordered,
-            places,
-            attended,
-            length,
-            HEADS,
-            new,
-            budget,
-            forced,
-            chained=False,
-            bound=bound,
-        )
-        for row in range(rows):
-            count = (100 if bound else budget) - sum(forced)
-            found = ordered[row, :count]
-            assert torch.equal(found.sort().values, chosen_at[row, :count].sort().values)
-            width = -(-(seen - new + row % new + 1) // buckets)
-            assert (found // width).diff().min() >= 0
 
 
 def test_a_row_is_copied_once_and_read_from_its_copy():

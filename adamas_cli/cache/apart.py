@@ -76,8 +76,7 @@ class ApartLayer(Layer, CacheLayerMixin):
         attend from queries [1, H, N, D].
         """
         kept, tally = self._kept, self._kept.tally
-        shared = self._shares, kept.neighbours
-        cache = ApartCache(self.like, kept.extent.lengths, self._places, kept.room, *shared)
+        cache = ApartCache(self.like, kept.extent.lengths, self._places, kept.room, self._shares)
         new_queries, new_keys, new_values = (
             x[0].unflatten(1, (kept.size, kept.new)).transpose(0, 1) for x in (queries, keys, values)
         )
@@ -158,25 +157,22 @@ class _Told(NamedTuple):
 class CachesApart(KVCache):
     """The caches of up to `size` sequences. mode: of all of them, with the tally of the unused rows, if there
     is one. like: a cache of such a sequence. room: maximum tokens that fit any of them. new: tokens of each
-    sequence in a pass, at most SPARE_TOKENS. neighbours: a sequence may have several of the `size` rows, for
-    its next tokens; it then attends fully.
+    sequence in a pass, at most SPARE_TOKENS.
 
     extent: lengths int32 [size]; `advance` counts the tokens of each sequence.
     """
 
-    def __init__(
-        self, like: KVCache, mode: Mode, size: int, room: int, new: int = 1, *, neighbours: bool = False
-    ) -> None:
+    def __init__(self, like: KVCache, mode: Mode, size: int, room: int, new: int = 1) -> None:
         device = like.extent.lengths.device
         shape = len(like.kept), size + 1, len(APART_FIELDS)
         told = _Told.zeros(shape, device)
         extent = Extent(told.lengths, reach=like.extent.reach, shift=like.extent.shift)
         alone = Extent(torch.zeros(1, dtype=torch.int32, device=device))
-        self.size, self.room, self.new, self.neighbours = size, room, new, neighbours
+        self.size, self.room, self.new = size, room, new
         self.mode = replace(mode, tally=None if mode.tally is None else Tally(SPARE_TOKENS, device))
         self._told, self._filler = told, Filler(told.all)
         self._host = _Told.zeros(shape, torch.device("cpu"))  # what is told next
-        self._seated: list[tuple[object, int, int, int]] | None = None
+        self._seated: list[tuple[object, int, int]] | None = None
         self._known: WeakKeyDictionary[KVCache, tuple[int, np.ndarray]] = WeakKeyDictionary()
         spares = [layer.spare(alone, SPARE_TOKENS) for layer in like.kept]
         self._own = [
@@ -188,50 +184,40 @@ class CachesApart(KVCache):
         self._spare_places = self._found(None, spares)
         self.seat([])
 
-    def seat(self, sequences: Sequence[OneOfMany], rows: Sequence[int] = ()) -> None:
+    def seat(self, sequences: Sequence[OneOfMany]) -> None:
         """Changes: the first rows are these sequences', each of which must have room for its tokens; the
-        others are unused. rows: how many each has, if not one. Raises ValueError if one does not fit the
-        others.
+        others are unused. Raises ValueError if one does not fit the others.
         """
-        rows = rows or [1] * len(sequences)
-        seated = _seated(sequences, rows)
+        seated = _seated(sequences)
         if seated == self._seated:
             return
         self._seated = None
         caches = [one.cache for one in sequences]
         root, common = common_root(caches)
         sharing = [cache.root is not None and cache.root.id is root for cache in caches]
-        unused = [0] * (self.size - sum(rows))
-        lengths = [
-            one.tokens + row for one, count in zip(sequences, rows, strict=True) for row in range(count)
-        ]
-        present = [self.new * count for count in rows for _ in range(count)]
-        self._put_places(self._host.places.numpy(), caches, rows, sharing, common)
-        self._host.lengths.numpy()[:] = lengths + unused
-        self._host.present.numpy()[:] = present + unused
+        unused = self.size - len(caches)
+        self._put_places(self._host.places.numpy(), sequences, sharing, common)
+        self._host.lengths.numpy()[:] = [one.tokens for one in sequences] + [0] * unused
+        self._host.present.numpy()[:] = [self.new] * len(caches) + [0] * unused
         self._filler.fill(self._host.all.numpy())
         self._seated = seated
 
-    def count_step(self, sequences: Sequence[OneOfMany], rows: Sequence[int] = ()) -> None:
+    def count_step(self, sequences: Sequence[OneOfMany]) -> None:
         """Changes: the sequences that were seated for a step have its tokens."""
-        rows = rows or [1] * len(sequences)
-        for one, count in zip(sequences, rows, strict=True):
-            one.tokens += self.new * count
-        self._seated = _seated(sequences, rows)
+        for one in sequences:
+            one.tokens += self.new
+        self._seated = _seated(sequences)
 
     def _put_places(
-        self, places: np.ndarray, caches: Sequence[KVCache], rows: Sequence[int], sharing: Sequence[bool],
-        common: int,
-    ) -> None:  # fmt: skip
-        """Put the places of each layer into an array, int64, see `ApartCache`."""
+        self, rows: np.ndarray, sequences: Sequence[OneOfMany], sharing: Sequence[bool], common: int
+    ) -> None:
+        """Put the places of each layer into rows, int64, see `ApartCache`."""
         spare = self._spare_places
-        found = [self._places_of(cache) for cache in caches]
-        first = next((known for known, shares in zip(found, sharing, strict=True) if shares), spare)
-        each = [known for known, count in zip(found, rows, strict=True) for _ in range(count)]
-        sharing = [shares for shares, count in zip(sharing, rows, strict=True) for _ in range(count)]
+        each = [self._places_of(one.cache) for one in sequences]
+        first = next((places for places, shares in zip(each, sharing, strict=True) if shares), spare)
         skipped = [common * shares for shares in sharing] + [0] * (self.size - len(each)) + [common]
         each += [spare] * (self.size - len(each)) + [first]
-        places[..., :-1], places[..., -1] = np.stack(each, 1), skipped
+        rows[..., :-1], rows[..., -1] = np.stack(each, 1), skipped
 
     def _places_of(self, cache: KVCache) -> np.ndarray:
         """The places of a cache in each layer, as long as it stays where it is."""
@@ -261,10 +247,9 @@ class CachesApart(KVCache):
         self.extent.lengths += self._told.present
 
 
-def _seated(sequences: Sequence[OneOfMany], rows: Sequence[int]) -> list[tuple[object, int, int, int]]:
+def _seated(sequences: Sequence[OneOfMany]) -> list[tuple[object, int, int]]:
     """What rows depend on. It keeps no cache alive."""
-    both = zip(sequences, rows, strict=True)
-    return [(ref(one), one.cache.extent.version, one.tokens, count) for one, count in both]
+    return [(ref(one), one.cache.extent.version, one.tokens) for one in sequences]
 
 
 def common_root(caches: Sequence[KVCache]) -> tuple[object | None, int]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Protocol
 
 import torch
-from adamas_kernels.contract import LARGEST_PASS, LARGEST_STEP
+from adamas_kernels.contract import LARGEST_STEP
 from torch import Tensor
 
 from adamas_cli.cache.cache import KVCache
@@ -30,12 +29,9 @@ NOTHING = torch.empty(0, dtype=torch.int64)
 
 
 class Together(Protocol):
-    """What takes a step for several seats. ahead: whether the host does other work meanwhile. rows: tokens of
-    all seats in a step, at most.
-    """
+    """What takes a step for several seats. ahead: whether the host does other work meanwhile."""
 
     ahead: bool
-    rows: int
 
     def row(self, cache: KVCache, mode: Mode) -> Row | None:
         """What it knows of a sequence between its steps."""
@@ -45,11 +41,6 @@ class Together(Protocol):
 
     def most(self, seat: Seat) -> int:
         """How many tokens of a seat a step should take, if it is the only one."""
-
-    def takes_several(self, seat: Seat) -> bool:
-        """Whether steps can take up to LARGEST_STEP tokens of a seat beside those of others. Changes: what
-        that needs is prepared.
-        """
 
     def joins(self, seat: Seat, other: Seat) -> bool:
         """Whether a step can take the tokens of both."""
@@ -64,7 +55,6 @@ class _Compiled:
     """Steps on a CPU, each of one or a few tokens of every seat."""
 
     ahead = False
-    rows = LARGEST_STEP
 
     def __init__(self, model: Model) -> None:
         self._steps = CompiledSteps(model, {layer.kind for layer in model.shape.by_layer})
@@ -78,9 +68,6 @@ class _Compiled:
     def most(self, seat: Seat) -> int:
         return self._steps.most(seat.cache)
 
-    def takes_several(self, seat: Seat) -> bool:
-        return False
-
     def joins(self, seat: Seat, other: Seat) -> bool:
         return True
 
@@ -90,14 +77,12 @@ class _Compiled:
 
 
 class _Apart:
-    """Steps by Triton's kernels, each of one token of every seat, or of several of some."""
+    """Steps by Triton's kernels, each of one token of every seat."""
 
     ahead = True
-    rows = LARGEST_PASS
 
     def __init__(self, model: Model, *, captures: bool) -> None:
         self._steps = StepsApart.of(model, captures=captures)
-        self._several = True  # until their graph does not fit into memory
 
     def row(self, cache: KVCache, mode: Mode) -> Row:
         return Row(cache, mode)
@@ -108,13 +93,6 @@ class _Apart:
     def most(self, seat: Seat) -> int:
         return 1
 
-    def takes_several(self, seat: Seat) -> bool:
-        try:
-            self._several = self._several and self._steps.prepare_neighbours(_row(seat))
-        except torch.OutOfMemoryError:
-            self._several = False
-        return self._several
-
     def joins(self, seat: Seat, other: Seat) -> bool:
         return _row(seat).likeness == _row(other).likeness
 
@@ -122,8 +100,7 @@ class _Apart:
         rows = [_row(seat) for seat in seats]
         for row, seat in zip(rows, seats, strict=True):
             row.token = seat.left
-        several = any(len(row.token) > 1 for row in rows)
-        return self._steps.step_neighbours(rows) if several else self._steps.step(rows)
+        return self._steps.step(rows)
 
 
 def _row(seat: Seat) -> Row:
@@ -183,29 +160,21 @@ class Batch:
         """How many tokens of a seat a step should take, so that every answer fits."""
         return self._steps().most(seat) if len(self._seats) == 1 else 1
 
-    def takes_several(self, seat: Seat) -> bool:
-        """Whether a part of this seat's question is computed with other answers' next tokens."""
-        return len(self._seats) > 1 and self._steps().takes_several(seat)
-
     def leave(self, seat: Seat) -> None:
         """An answer ends; its pending tokens are dropped."""
         if seat in self._seats:
             self._seats.remove(seat)
 
-    def is_due(self, one: Seat) -> bool:
-        """Whether no other seat has results and will soon have tokens for a step as well."""
-        return not any(seat is not one and seat.is_ahead for seat in self._seats)
-
     def expects_beside(self, one: Seat) -> bool:
         """Whether others than this seat have tokens that may be computed before they are begun."""
-        return any(seat is not one and seat.expects for seat in self._seats) and self.is_due(one)
+        return any(seat is not one and seat.expects for seat in self._seats)
 
     def step(self, first: Seat) -> None:
         """Compute the pending tokens of this seat, and those of others as far as they fit in one step. Tokens
         that others are expected to begin with are computed too.
         """
         steps = self._steps()
-        together, room = [first], steps.rows - first.left.numel()
+        together, room = [first], LARGEST_STEP - first.left.numel()
         for seat in self._seats:
             if seat is not first and 0 < (new := seat.next.numel()) <= room and steps.joins(first, seat):
                 together.append(seat)
@@ -218,11 +187,11 @@ class Batch:
         logits, drawn = steps.step(together)
         self.steps, self.rows = self.steps + 1, self.rows + len(logits)
         sizes = [seat.left.numel() for seat in together]
-        each: Sequence[Drawn | None] = [None] * len(logits)
+        each: Sequence[Drawn | None] = [None] * len(together)
         if drawn is not None:
             each = self._sender.send_each(drawn)
-        for seat, its, end in zip(together, logits.split(sizes), accumulate(sizes), strict=True):
-            seat.took(its, each[end - 1] if len(its) == 1 else None, alone=len(together) == 1)
+        for seat, its, greedy in zip(together, logits.split(sizes), each, strict=True):
+            seat.took(its, greedy, alone=len(together) == 1)
 
 
 class Seat:
@@ -254,29 +223,9 @@ class Seat:
         return self._batch.most(self)
 
     @property
-    def takes_several(self) -> bool:
-        """See `Batch.takes_several`."""
-        return self._batch.takes_several(self)
-
-    @property
     def awaited(self) -> bool:
         """See `Passes.awaited`: they expect a token that may be computed."""
         return self._batch.expects_beside(self)
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether it has results that nobody has asked for, and no token for a step."""
-        return bool(self._taken) and not self.next.numel()
-
-    @property
-    def is_due(self) -> bool:
-        """See `Passes.is_due`: with tokens of a few, a step takes nearly as long as with those of all."""
-        return self._guessed is not None or self._batch.is_due(self)
-
-    @property
-    def waits(self) -> bool:
-        """See `Passes.waits`."""
-        return self.next.numel() > 0 and not self._taken and not self._batch.is_due(self)
 
     @property
     def expects(self) -> bool:

@@ -37,16 +37,6 @@ class Passes(Protocol):
         """Whether other answers wait for the next step."""
         ...
 
-    @property
-    def is_due(self) -> bool:
-        """Whether its next step needs no other answer's tokens that come soon."""
-        ...
-
-    @property
-    def waits(self) -> bool:
-        """Whether it needs a step now that is not due yet."""
-        ...
-
     def expect(self, token: Tensor) -> None:
         """The next step will probably begin with this token, int64 [1]; it may be computed from now on."""
         ...
@@ -72,8 +62,7 @@ class Alone:
     """An answer whose steps serve no other: each is computed on request."""
 
     alone = whole = True
-    awaited = waits = False
-    is_due = True
+    awaited = False
 
     def __init__(self, stepper: Stepper, mode: Mode) -> None:
         self._stepper, self._mode = stepper, mode
@@ -163,8 +152,7 @@ class OneByOne:
         coming = self._drawn
         # Nothing may delay the first token, least of all compiling; but others' next tokens, which are
         # computed in the same step, may not wait for it.
-        due = self._passes.awaited if self._first else self._passes.is_due
-        self._fed = left > 1 and self._ahead and due
+        self._fed = left > 1 and self._ahead and (not self._first or self._passes.awaited)
         self._first = False
         if self._fed:
             self._begin(left - 1)

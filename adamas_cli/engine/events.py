@@ -77,9 +77,4 @@ class Done:
     drafted: Drafted = Drafted()
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """Nothing new: the answer lets others take their turn."""
-
-
-Event = Prefill | Token | Done | Waiting
+Event = Prefill | Token | Done

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from adamas_kernels.contract import LARGEST_PASS
+from adamas_kernels.contract import LARGEST_STEP
 from adamas_kernels.triton.plane_tiles import MOST_IN_TILES
 from adamas_kernels.triton.planes import PlaneWeight, join
 from torch import Tensor, nn
@@ -239,7 +239,7 @@ def _is_launch_bound(x: Tensor) -> bool:
     """Whether activations [B, ..., N, D] are of a few tokens, but more than a step has. A step of
     several sequences is a CUDA graph, in which launches cost nothing and the number of kernels counts.
     """
-    return LARGEST_PASS < x.shape[-2] <= FEW
+    return LARGEST_STEP < x.shape[-2] <= FEW
 
 
 def _side_by_side(parts: Sequence[Any]) -> list[list[Any]]:

@@ -26,12 +26,12 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.names import STREAMS
 from adamas_cli.cache.placement import Paged, fork_pages, placement_on, shares_memory
 from adamas_cli.engine.attention import AttentionSettings, decide_for
-from adamas_cli.engine.batch import Batch, Seat
+from adamas_cli.engine.batch import Batch
 from adamas_cli.engine.checking import Checked, CheckedAhead
 from adamas_cli.engine.compiling import Announcing
 from adamas_cli.engine.decoding import Alone, OneByOne, Passes, Saying
 from adamas_cli.engine.drafts import CAPTURE, GPU_COSTS, Costs, Drafter
-from adamas_cli.engine.events import Done, Event, Prefill, Token, Waiting
+from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.peak import peak_memory
 from adamas_cli.engine.placing import host_placement
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from adamas_cli.models import LoadedModel
 
 REHEARSED_FROM = 2048  # tokens of a document
-PATIENCE = 8  # turns of others that an answer waits for their step: a server's take two for each token
 MEMORY_EVERY = 16  # tokens: asking a GPU for its memory takes a while
 RECENT = 2  # states of the last answers to return to: before the last question, and before its answer
 
@@ -578,42 +577,17 @@ class Timeline(Mirrored):
             return False
         return self._stepper.reads(tokens, mode, again=self._shares_steps(mode))
 
-    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Generator[Prefill | Waiting]:
+    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Generator[Prefill]:
         """Read a short question's tokens, int [n]. start: when the clock began."""
         base, total = self.length, self.length + len(ids)
 
         def read(done: int) -> Prefill:
             return Prefill(done, total, base, time.perf_counter() - start, None, LARGEST_STEP, False)
 
+        yield read(base)
         self.cache.begin_answer(mode)
-        tokens, done = self._on_device(ids), base
-        if (seat := self._seat_beside_others(mode)) is None:
-            yield read(base)
-            self.logits = self._stepper.read(tokens, mode)
-            yield read(total)
-            return
-        try:
-            for part in tokens.split(LARGEST_STEP):
-                yield read(done)
-                seat.begin(part)
-                yield from _waiting(seat)
-                logits, _ = seat.finish()
-                self.logits, done = logits[-1], done + len(part)
-        finally:
-            seat.leave()
+        self.logits = self._stepper.read(self._on_device(ids), mode)
         yield read(total)
-
-    def _seat_beside_others(self, mode: Mode) -> Seat | None:
-        """A place for a question whose parts are computed with other answers' tokens; None if they are not,
-        or there are no others.
-        """
-        if self.batch is None or not self.batch.seated or not self._shares_steps(mode):
-            return None
-        seat = self.batch.seat(self.cache, mode)
-        if seat.takes_several:
-            return seat
-        seat.leave()
-        return None
 
     def _decode(
         self,
@@ -626,7 +600,7 @@ class Timeline(Mirrored):
         start: float,
         prefilled: float,
         reused: int,
-    ) -> Generator[Token | Done | Waiting]:
+    ) -> Generator[Token | Done]:
         prompt = self.length
         budget = mode.sparse.settings.budget if mode.sparse else prompt + max_tokens
         count, reason, memory = 0, "length", 0
@@ -660,12 +634,6 @@ class Timeline(Mirrored):
                 if forced:
                     saying.say(forced.popleft())
                     sampler.replace()
-                elif count < max_tokens:
-                    try:
-                        yield from _waiting(passes)
-                    except GeneratorExit:
-                        saying.end(prompt + count)
-                        raise
             saying.end(prompt + count)
         finally:
             self._whole = passes.whole
@@ -742,14 +710,6 @@ class Timeline(Mirrored):
     def _compiling_announced(self) -> AbstractContextManager[None]:
         """A scope in which compiling is announced, if kernels are Triton's."""
         return Announcing(self._say_once) if self.model.is_fused else nullcontext()
-
-
-def _waiting(passes: Passes) -> Iterator[Waiting]:
-    """Let other answers take their turns until they need a step as well, or a few times."""
-    for _ in range(PATIENCE):
-        if not passes.waits:
-            return
-        yield Waiting()
 
 
 def common_prefix(one: np.ndarray, other: np.ndarray) -> int:

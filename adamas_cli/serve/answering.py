@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from adamas_cli.engine.events import Done, Event, Prefill, Token, Waiting
+from adamas_cli.engine.events import Done, Event, Prefill, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.prompt.layout import Layout
@@ -21,7 +21,7 @@ from adamas_cli.serve.errors import ApiError
 from adamas_cli.serve.lanes import Lanes
 from adamas_cli.serve.library import Library
 from adamas_cli.serve.requests import Asked, Message
-from adamas_cli.session.answer import Origins, Told, narrate
+from adamas_cli.session.answer import Origins, Step, Told, narrate
 from adamas_cli.session.chat_documents import ChatDocument, locate, shelved
 from adamas_cli.session.dialogue import Dialogue, Prompt, Reply, Turn
 from adamas_cli.session.listener import Listener
@@ -97,7 +97,7 @@ class Answering:
         prompt = prepared.prompt
         kept = prompt.ids[: prepared.documents].tobytes()
         while kept in self._reading:  # another answer is reading them: one reading serves both
-            yield Waiting()
+            yield Step()
         context = len(prompt.ids) + prepared.max_tokens
         with self._lanes.base(prompt.ids[: prepared.documents], context) as base:
             if base is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adamas_cli.engine.batch import Batch
-from adamas_cli.engine.events import Done, Event, Waiting
+from adamas_cli.engine.events import Done, Event
 from adamas_cli.engine.peak import free_memory
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.forecast.speed import computing_device, remember_run, speed_key
@@ -20,7 +20,7 @@ from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
-from adamas_cli.session.answer import Origins, Text, Told, narrate
+from adamas_cli.session.answer import Origins, Step, Text, Told, narrate
 from adamas_cli.session.apart import read_apart, require_joining
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
@@ -142,7 +142,7 @@ class OpenDocuments:
         forking = partial(self._fork, reading)
         begin = [partial(self._told, text, sampling, forking) for text in questions]
         streams = Turns(begin, most).streams()
-        return [(event for event in stream if not isinstance(event, Waiting)) for stream in streams]
+        return [(event for event in stream if not isinstance(event, Step)) for stream in streams]
 
     def sources(self, count: int) -> Sources | None:
         """This many of the last answer's most-attended passages; None if attention was not collected."""
@@ -249,13 +249,13 @@ class _Once:
         self._events, self._begun, self._ended = events, False, False
 
     def events(self) -> Iterator[Told]:
-        """The events, for the first stream; for others, one for each wait."""
+        """The events, for the first stream; for others, a Step for each wait."""
         if not self._begun:
             self._begun = True
             yield from self._events
             self._ended = True
         while not self._ended:
-            yield Waiting()
+            yield Step()
 
 
 def asked(runtime: Runtime, question: str) -> str:

@@ -28,8 +28,7 @@ from adamas_kernels.weights import DecoderWeights
 
 SCORERS = ("dot", "manhattan")
 SAMPLED_KEYS = 2048  # most keys that a codebook is fitted to
-LARGEST_STEP = 16  # most new tokens of a sequence in one decode step
-LARGEST_PASS = 2 * LARGEST_STEP  # most rows of a step of several sequences
+LARGEST_STEP = 16  # most new tokens in one decode step
 
 
 @dataclass(frozen=True)
@@ -218,8 +217,7 @@ class ApartCache:
     like: a cache of one sequence, whose data types and strides all have, except for strides that follow from
     their room. length: int32 [B]. places: int64 [B + 1, len(APART_FIELDS)] on the device; the last row says
     where the tokens lie that several sequences share, and as `skipped` how many, or 0. capacity: at least the
-    tokens that fit any of them. shares: whether there may be such tokens. neighbours: whether rows of a dense
-    step that follow each other may be one sequence's next tokens, each with the length before it.
+    tokens that fit any of them. shares: whether there may be such tokens.
     """
 
     like: DenseCache | LayerCache
@@ -227,7 +225,6 @@ class ApartCache:
     places: Tensor
     capacity: int
     shares: bool = False
-    neighbours: bool = False
 
     @property
     def keys(self) -> Tensor:

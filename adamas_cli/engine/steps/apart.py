@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from adamas_kernels.contract import LARGEST_PASS, LARGEST_STEP, SparseSettings
+from adamas_kernels.contract import LARGEST_STEP, SparseSettings
 from torch import Tensor
 
 from adamas_cli.cache.apart import CachesApart, OneOfMany, apart_obstacle
@@ -115,25 +115,19 @@ class StepsApart:
         int64 [n], to one that attends fully. Returns the logits after each, [n, vocabulary], and the greedy
         tokens, int64 [n], with their logits.
         """
-        return self._step(rows, self._pass(rows, len(rows[0].token)), ())
-
-    def step_neighbours(self, rows: Sequence[Row]) -> tuple[Tensor, Drawn]:
-        """The same for up to LARGEST_STEP tokens of each sequence and LARGEST_PASS in all."""
-        return self._step(rows, self._pass(rows, 1, LARGEST_PASS), [len(row.token) for row in rows])
-
-    def _step(self, rows: Sequence[Row], taken: _Pass, each: Sequence[int]) -> tuple[Tensor, Drawn]:
-        """See `step`. each: rows of each sequence, if not one."""
+        new = len(rows[0].token)
         for row in rows:
-            if row.tokens + len(row.token) > row.room:
-                row.room = row.make_room(len(row.token))
-        taken.caches.seat(rows, each)
-        count = sum(len(row.token) for row in rows)
+            if row.tokens + new > row.room:
+                row.room = row.make_room(new)
+        taken = self._pass(rows, new)
+        taken.caches.seat(rows)
+        count = len(rows) * new
         _put_side_by_side([row.token for row in rows], taken.tokens[:count])
         if taken.graph is not None:
             taken.graph.replay()
         else:
             self._run(taken)
-        taken.caches.count_step(rows, each)
+        taken.caches.count_step(rows)
         assert taken.logits is not None
         assert taken.drawn is not None
         token, weight = (x[:count].clone() for x in (taken.drawn.token, taken.drawn.weight))
@@ -143,30 +137,21 @@ class StepsApart:
         """Have the pass of a sequence alone compiled and captured."""
         self._pass([row], 1)
 
-    def prepare_neighbours(self, row: Row) -> bool:
-        """The same for `step_neighbours`; whether it is captured, if passes are."""
-        taken = self._pass([row], 1, LARGEST_PASS)
-        return not (self._model.device.type == "cuda" and taken.graph is None)
-
     def captured(self, row: Row, new: int) -> bool:
         """Whether this many tokens of a sequence need no new graph."""
         known = self._passes.get((row.likeness, 1, new))
         return known is not None and known.caches.room >= row.cache.capacity
 
-    def _pass(self, rows: Sequence[Row], new: int, neighbours: int = 0) -> _Pass:
-        """The pass for `new` tokens of each of these sequences, captured at its first use. neighbours: or
-        that of so many rows, of which a sequence may have several.
-        """
+    def _pass(self, rows: Sequence[Row], new: int) -> _Pass:
+        """The pass for `new` tokens of each of these sequences, captured at its first use."""
         first = rows[0]
-        size = neighbours or next(size for size in ROWS if size >= len(rows))
+        size = next(size for size in ROWS if size >= len(rows))
         room = max(row.cache.capacity for row in rows)
         key = first.likeness, size, new
         known = self._passes.get(key)
         if known is None or known.caches.room < room:
             self._passes.pop(key, None)
-            fitting = 1 << (room - 1).bit_length()
-            several = neighbours > 0
-            caches = CachesApart(first.cache, first.mode, size, fitting, new, neighbours=several)
+            caches = CachesApart(first.cache, first.mode, size, 1 << (room - 1).bit_length(), new)
             known = _Pass(caches, torch.zeros(size * new, dtype=torch.int64, device=self._model.device))
             if self.captures:
                 self._capture(known)

@@ -32,12 +32,11 @@ from adamas_kernels.triton.dense import DenseStep
 from adamas_kernels.triton.encode import enter_kernel
 from adamas_kernels.triton.estimate import estimate_kernel, estimate_tiles_kernel
 from adamas_kernels.triton.experts import Experts, add_chosen
-from adamas_kernels.triton.fetch import far_apart, fetch
+from adamas_kernels.triton.fetch import fetch
 from adamas_kernels.triton.grouped import add_grouped
 from adamas_kernels.triton.latent import LatentStep, holds_latents
 from adamas_kernels.triton.launch import chains, has_ptx, next_power
 from adamas_kernels.triton.linear import multiply_vector
-from adamas_kernels.triton.order import order
 from adamas_kernels.triton.packed_rows import append_packed, log_turned
 from adamas_kernels.triton.plain_rows import plain_rows
 from adamas_kernels.triton.plane_rows import MOST_ROWS, multiply_rows
@@ -379,15 +378,10 @@ class TritonBackend:
             held_keys, held_values, slots = cache.keys, cache.values, (scratch.place,) * 3
             if hot is not None:
                 assert isinstance(cache, LayerCache)
-                bounds = heads, new, settings.budget, (sinks, recents)
-                chosen_at, attended = scratch.chosen_at, scratch.attended
-                if far_apart(cache):
-                    where_next, chosen_at = scratch.sums, scratch.extra_at  # free by now
-                    order(
-                        scratch.chosen_at, chosen_at, where_next, attended, cache.length, *bounds,
-                        chained=chained, bound=bound,
-                    )  # fmt: skip
-                fetch(cache, hot, chosen_at, attended, *bounds, chained=chained, bound=bound)
+                fetch(
+                    cache, hot, scratch.chosen_at, scratch.attended, heads, new, settings.budget,
+                    (sinks, recents), chained=chained, bound=bound,
+                )  # fmt: skip
                 held_keys, held_values, slots = hot.keys, hot.values, (hot.place, hot.begin, hot.taken)
             attend_kernel[(pairs, new, splits)](
                 asking, held_keys, held_values, cache.length, scratch.chosen_at, scratch.parts,

@@ -27,7 +27,6 @@ from adamas_kernels.triton.apart import (
     fact_of,
     start_of_rows,
 )
-from adamas_kernels.triton.append import append
 from adamas_kernels.triton.coding import LOWEST
 from adamas_kernels.triton.dense_parts import FACTS, join_kernel, scaled, scales_of, store_part
 from adamas_kernels.triton.launch import chains, next_power
@@ -82,7 +81,6 @@ def dense_kernel(
     D: tl.constexpr, P: tl.constexpr, D_V: tl.constexpr, D_V_PAD: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, SUMMED: tl.constexpr, APART: tl.constexpr,
-    STORED: tl.constexpr,
 ):  # fmt: skip
     """Program (share of the tokens, KV head of a batch, ROWS of its queries); writes part [B, H, N, parts, 2
     + D_V_PAD], of which the first `splits` are its own.
@@ -90,7 +88,7 @@ def dense_kernel(
     The first share begins with the new tokens; its first rows also append them to keys, values and, if
     SUMMED, value_sum. scale, cap: see `scaled`. WINDOWED: only the last `window` tokens count, and keys and
     values are rings of `capacity` rows. APART: see `apart.py`; a sequence's first SKIPPED tokens are left to
-    `common_kernel`. STORED: `append_kernel` has stored the new token, which is attended to like those before.
+    `common_kernel`.
     """
     split, pair = tl.program_id(0), tl.program_id(1)
     batch, head = (pair // HEADS).to(tl.int64), pair % HEADS
@@ -106,9 +104,7 @@ def dense_kernel(
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS, D_V_PAD), tl.float32)
-    if STORED:
-        length += 1
-    elif split == 0:
+    if split == 0:
         key, value = key_ptr + batch * key_b + head * key_h, value_ptr + batch * value_b + head * value_h
         total = (
             start_of_rows(value_sum_ptr, apart_ptr, batch, HEADS * D_V, VALUE_SUM, APART)
@@ -156,7 +152,7 @@ def dense_kernel(
             weighted = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
     first = 0
     if WINDOWED:
-        first = tl.maximum(length + (0 if STORED else 1) - window, 0)
+        first = tl.maximum(length + 1 - window, 0)
     elif APART:
         first = fact_of(apart_ptr, batch, SKIPPED).to(tl.int32)
     count = length - first
@@ -259,7 +255,6 @@ class DenseStep:
         rows = max(LEAST_ROWS, min(most, next_power(group * new)))
         window, sinks = softmax.window, softmax.sinks
         apart = isinstance(cache, ApartCache)
-        stored = isinstance(cache, ApartCache) and cache.neighbours
         places = cache.places if isinstance(cache, ApartCache) else cache.length
         seen = cache.capacity if window is None else min(cache.capacity, window)
         splits = self._splits(queries.device, batch * kv_heads, seen, block)
@@ -271,8 +266,6 @@ class DenseStep:
         chained = chains(queries.device) if self._chained is None else self._chained
         out = torch.empty(batch, heads, new, dim_v, dtype=dtype, device=queries.device)
         lse = torch.empty(batch, heads, new, dtype=torch.float32, device=queries.device)
-        if isinstance(cache, ApartCache) and stored:
-            append(keys, values, cache, windowed=window is not None)
         if turned is not None:
             launch_packed(
                 turned.queries, turned.shift, cache.keys, cache.values, cache.length, parts, dtype, scale,
@@ -289,7 +282,7 @@ class DenseStep:
                 D=dim, P=size, D_V=dim_v, D_V_PAD=dim_v_pad, BLOCK=block, STAGES=STAGES,
                 PRECISION=precision, CHAINED=chained and not shares, CAPPED=softmax.softcap > 0,
                 WINDOWED=window is not None, SUMMED=cache.value_sum is not None, APART=apart,
-                STORED=stored, num_warps=WARPS,
+                num_warps=WARPS,
             )  # fmt: skip
         if shares:
             rows = max(LEAST_ROWS, min(most, next_power(batch * group * new)))

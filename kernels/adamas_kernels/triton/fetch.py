@@ -17,13 +17,11 @@ from adamas_kernels.triton.select import forced_and_wanted
 
 CLAIMED = tl.constexpr(-1)  # the place of a token whose row is on its way
 ROWS = 32  # that a program copies at a time
-# Programs that copy. A bus brings as many random rows to 32 of them as to 1,056 (docs/performance.md), and a
-# multiprocessor has room for more than copies.
+# Programs that copy. A bus brings as many random rows to 32 of them as to 1,056 (docs/performance.md), but most
+# rows are there already, and each program finds that out by several loads, one after another.
 PROGRAMS = 512
 WARPS = 4
 WORD = torch.int64
-# Bytes of a layer's rows from which choices are put in order: a GPU's translations of addresses reach so far.
-ORDERED_FROM = 2**29
 
 
 @triton.jit
@@ -49,7 +47,7 @@ def copy_rows(rows, rows_n, at, copies, to, own, WIDTH: tl.constexpr, WIDTH_PAD:
 @triton.jit
 def fetch_kernel(
     rows_ptr, hot_ptr, place_ptr, token_ptr, stamp_ptr, begin_ptr, taken_ptr,
-    length_ptr, chosen_at_ptr, attended_ptr, rows_b, rows_h, rows_n, chosen_n,
+    length_ptr, chosen_at_ptr, attended_ptr, rows_b, rows_h, rows_n,
     sinks, recents, budget, slots, capacity, most,
     HEADS: tl.constexpr, GROUP: tl.constexpr, NEW: tl.constexpr,
     WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr,
@@ -78,10 +76,9 @@ def fetch_kernel(
         chosen = tl.load(attended_ptr + row)
     begin = tl.load(begin_ptr + line)
     places, tokens, stamps = place_ptr + line * capacity, token_ptr + line * slots, stamp_ptr + line * slots
-    chosen_at = chosen_at_ptr + row.to(tl.int64) * chosen_n
+    chosen_at = chosen_at_ptr + row.to(tl.int64) * budget
     rows = rows_ptr + batch * rows_b + kv_head * rows_h
     copies = hot_ptr + line * slots * WIDTH
-    # Programs take turns, so that rows that are fetched at a time lie near each other, if they are in order.
     for start in range(split * TOKENS, chosen, SPLITS * TOKENS):
         slot = start + tl.arange(0, TOKENS)
         at, real = chosen_positions(slot, chosen, forced, first_sinks, first_recent, chosen_at)
@@ -103,25 +100,18 @@ def fetch_kernel(
         tl.store(places + at, to, mask=own)
 
 
-def far_apart(cache: LayerCache) -> bool:
-    """Whether rows should be fetched in the order of their positions."""
-    return cache.capacity * cache.keys.stride(2) * cache.keys.element_size() >= ORDERED_FROM
-
-
 def fetch(
     cache: LayerCache, hot: HotRows, chosen_at: Tensor, attended: Tensor,
     heads: int, new: int, budget: int, forced: tuple[int, int], *, chained: bool, bound: bool,
 ) -> None:  # fmt: skip
-    """Make copies of all chosen tokens, see `fetch_kernel`; chosen_at [rows, >= budget] in any order. forced:
-    sinks and recents.
-    """
+    """Make copies of all chosen tokens, see `fetch_kernel`. forced: sinks and recents."""
     batch, kv_heads = cache.keys.shape[:2]
     rows, copies = side_by_side(cache.keys, cache.values).view(WORD), hot.rows.view(WORD)
     chain: dict[str, Any] = {"launch_pdl": True} if chained else {}
     splits = min(max(1, PROGRAMS // (batch * heads * new)), triton.cdiv(budget, ROWS))
     fetch_kernel[(batch * heads, new, splits)](
         rows, copies, hot.place, hot.token, hot.stamp, hot.begin, hot.taken,
-        cache.length, chosen_at, attended, *rows.stride()[:3], chosen_at.stride(0),
+        cache.length, chosen_at, attended, *rows.stride()[:3],
         *forced, budget, hot.token.shape[2], hot.place.shape[2], heads // kv_heads * new * budget,
         HEADS=kv_heads, GROUP=heads // kv_heads, NEW=new,
         WIDTH=copies.shape[3], WIDTH_PAD=next_power(copies.shape[3]),

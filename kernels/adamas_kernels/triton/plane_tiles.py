@@ -17,7 +17,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adamas_kernels.contract import LARGEST_PASS
 from adamas_kernels.triton.arranging import arranged, half_in
 from adamas_kernels.triton.codes import codes_of, constants
 from adamas_kernels.triton.fragments import (
@@ -38,7 +37,7 @@ from adamas_kernels.triton.fragments import (
 from adamas_kernels.triton.launch import chains, has_ptx
 from adamas_kernels.triton.planes import PlaneWeight
 
-MOST_IN_TILES = LARGEST_PASS  # rows that are multiplied from codes; more are not faster so
+MOST_IN_TILES = 16  # rows that are multiplied from codes; more are not faster so
 SCALE_BYTES = 8  # most bytes of scales that are loaded at once
 MOST_WARPS = 8  # that share a row
 BUSY = 3500  # warps with one tile each that keep the memory of the largest GPUs busy
