@@ -17,8 +17,8 @@ from adamas_kernels.triton.select import forced_and_wanted
 
 CLAIMED = tl.constexpr(-1)  # the place of a token whose row is on its way
 ROWS = 32  # that a program copies at a time
-# Programs that copy. A bus brings as many random rows to 32 of them as to 1,056 (docs/performance.md), but most
-# rows are there already, and each program finds that out by several loads, one after another.
+# Programs that copy. A bus brings as many random rows to 32 of them as to 1,056 (docs/performance.md), but
+# most rows are there already, and each program finds that out by several loads, one after another.
 PROGRAMS = 512
 WARPS = 4
 WORD = torch.int64
