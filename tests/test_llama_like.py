@@ -93,7 +93,7 @@ def test_what_is_not_written_down_here_is_left_to_transformers(kind: str, change
     assert not serves(AutoConfig.for_model(kind, **common, **changes))
 
 
-# What is imported for any of transformers' model classes. Older versions of torch import most of it by themselves.
+# What is imported for any of transformers' model classes; older versions of torch import most of it themselves.
 CLASSES = "transformers.modeling_utils"
 COMPILER = (
     "accelerate", "sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torchao", "triton"
@@ -106,7 +106,6 @@ code = run(sys.argv[1:])
 print(*(name for name in {unused} if name in sys.modules), sep=",", end=";")
 from transformers import AutoConfig, AutoModelForCausalLM
 import torch
-from torch.torch_version import TorchVersion
 small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
 model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **small))
 print(code, list(model.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3).shape))
