@@ -93,7 +93,7 @@ def test_what_is_not_written_down_here_is_left_to_transformers(kind: str, change
     assert not serves(AutoConfig.for_model(kind, **common, **changes))
 
 
-# What is imported for any of transformers' model classes; older versions of torch import most of it themselves.
+# What is imported for any of transformers' model classes; older torch imports most of it by itself.
 CLASSES = "transformers.modeling_utils"
 COMPILER = (
     "accelerate", "sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torchao", "triton"
