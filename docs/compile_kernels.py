@@ -68,6 +68,7 @@ STACK_LIMIT = {
     "plane_product_kernel": 32,
     "plane_tiles_kernel": 16,
     "sparse_prefill_kernel": 40,
+    "select_kernel": 16,  # heads of 256
     "attend_once_kernel": 16,
     "merge_kernel": 8,
 }

@@ -61,7 +61,7 @@ def full_layers(timeline: Timeline) -> list[FullLayer]:
 )
 def test_distributions_stay_close_in_fewer_bytes(model, kept, kind):
     timeline, whole = read(model, kept, kind), read(model, "auto", kind)
-    scores = [one.score(MORE, sparse=kind == "adamas").float().log_softmax(-1) for one in (whole, timeline)]
+    scores = [one.score(MORE, sparse=kind == "adamas").double().log_softmax(-1) for one in (whole, timeline)]
     divergence = (scores[0].exp() * (scores[0] - scores[1])).sum(-1).mean()
     assert 0 < divergence < CLOSE[kept]
     small, large = full_layers(timeline)[0], full_layers(whole)[0]
