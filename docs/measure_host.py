@@ -14,11 +14,11 @@ of keys and values in fewer bits to those in 16, after a text. --llama: llama.cp
 memory; it reads slowly, so the time of a step at `--tokens` is a line through shorter lengths. --profile: the
 kernels that a step's time goes to, after each of these rates.
 
-Documents are random tokens, or the beginning of --text. Without -m a model has random weights of --shape, or
-with --widened those of a smaller model's file (`widening.py`), which choose tokens as on a text.
-Those spread attention evenly, so a real choice would skip nearly all blocks: after the choice, which takes as
-long as any, attention reads --share of the blocks, at random, the same in all layers of a chunk and in all
-runs. 0 leaves the choice as it is, as on a CPU always.
+Documents are random tokens, or the beginning of --text. With --widened a model of --shape has the weights of
+a smaller model's file (`widening.py`), which choose tokens as on a text; without that and -m, random ones.
+Random weights spread attention evenly, so a real choice would skip nearly all blocks: after the choice, which
+takes as long as any, attention reads --share of the blocks, at random, the same in all layers of a chunk and
+in all runs. 0 leaves the choice as it is, as on a CPU always.
 
 Each line tells the seconds since the start, and is printed as soon as its result exists.
 """

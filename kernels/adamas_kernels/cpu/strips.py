@@ -242,8 +242,6 @@ def build_strips(form: str) -> int:
                     multiply_cells(form, 1, cells, halves, x + i * step, step, place, 0)
                 put_rows(found, tokens, count, out, at, strips.out_step)
             token += tokens
-        memory[0] = found[0] = (
-            0  # numba frees arrays after their last use, and uses of addresses do not count
-        )
+        memory[0] = found[0] = 0  # numba frees arrays after their last use; addresses do not count
 
     return stage(strip_task, STAGE)
