@@ -12,7 +12,7 @@ import threading
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -35,7 +35,7 @@ from adamas_cli.serve.likelihoods import Spelling
 from adamas_cli.serve.opening import Limits
 from adamas_cli.serve.requests import Asked, Message
 from adamas_cli.serve.running import Server
-from adamas_cli.session.answer import Step, Told
+from adamas_cli.session.answer import Told
 from adamas_cli.session.runtime import Runtime
 from adamas_cli.settings import DecodingSettings, ModelSettings, PromptSettings
 from adamas_cli.store.settings import StoreSettings
@@ -609,11 +609,12 @@ def test_one_reading_of_a_document_does_for_answers_that_begin_meanwhile(
 
     def begin_together() -> tuple[list[Told], list[Told]]:
         first, second = answering.answer(prepared), answering.answer(prepared)
-        begun = [next(first), next(second)]
+        begun = next(first)
         assert isinstance(begun[0], Prefill)
-        assert type(begun[1]) is Step
-        in_turns = list(zip_longest(first, second))
-        return [begun[0], *(one for one, _ in in_turns if one)], [other for _, other in in_turns if other]
+        assert next(second) == []
+        steps = [(begun, []), *zip_longest(first, second, fillvalue=[])]
+        one, other = zip(*steps, strict=True)
+        return [*chain.from_iterable(one)], [*chain.from_iterable(other)]
 
     one, other = server.worker.call(begin_together)
     assert [event.id for event in one if isinstance(event, Token)] == [

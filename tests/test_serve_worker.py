@@ -29,12 +29,12 @@ class Gate:
     def open(self, times: int = 1) -> None:
         self._opened.release(times)
 
-    def __call__(self) -> Iterator[int]:
+    def __call__(self) -> Iterator[list[int]]:
         try:
             for number in range(4):
                 assert self._opened.acquire(timeout=DEADLINE)
                 self._steps.append(self.name)
-                yield number
+                yield [number]
         finally:
             self.closed = True
 
@@ -122,8 +122,8 @@ def test_an_error_ends_its_own_job_alone() -> None:
     worker, steps = Worker(2, 0), list[str]()
     gate = Gate("a", steps)
 
-    def fail() -> Iterator[int]:
-        yield 1
+    def fail() -> Iterator[list[int]]:
+        yield [1]
         raise OSError("broken")
 
     async def scene() -> None:
@@ -164,9 +164,9 @@ def test_events_of_a_job_go_together(monkeypatch, share: float, wakes: int) -> N
     monkeypatch.setattr("adamas_cli.serve.worker.SHARE", share)
     worker, told, gate = Worker(2, 0), list[Any](), threading.Semaphore(0)
 
-    def steps(count: int) -> Iterator[int]:
+    def steps(count: int) -> Iterator[list[int]]:
         for number in range(count):
-            yield number
+            yield [number]
             if not share:
                 assert gate.acquire(timeout=DEADLINE)  # until the client has it
 

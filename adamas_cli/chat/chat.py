@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -45,7 +46,8 @@ class Chat:
         try:
             listener = conversation.listener()
             with closing(conversation.ask(question, self.sampling, listener.steer)) as events:
-                answer = listen(question, narrate(events, listener), self.display.show)
+                told = chain.from_iterable(narrate(events, listener))
+                answer = listen(question, told, self.display.show)
             if answer.lack is not None:
                 self.display.note(answer.lack.message)
         finally:

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from adamas_cli.engine.events import Done, Event, Prefill, Token
+from adamas_cli.engine.events import Done, Event, Token
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.errors import OverContextError, UsageError
 from adamas_cli.prompt.layout import Layout
@@ -21,7 +21,7 @@ from adamas_cli.serve.errors import ApiError
 from adamas_cli.serve.lanes import Lanes
 from adamas_cli.serve.library import Library
 from adamas_cli.serve.requests import Asked, Message
-from adamas_cli.session.answer import Origins, Step, Told, narrate
+from adamas_cli.session.answer import Origins, Told, narrate
 from adamas_cli.session.chat_documents import ChatDocument, locate, shelved
 from adamas_cli.session.dialogue import Dialogue, Prompt, Reply, Turn
 from adamas_cli.session.listener import Listener
@@ -92,12 +92,14 @@ class Answering:
         end = max((start + len(document.ids) for start, document in prompt.documents), default=0)
         return Prepared(asked, dialogue, prompt, history, end, min(wanted, room), schema)
 
-    def answer(self, prepared: Prepared) -> Iterator[Told]:
-        """The events of an answer, in the model's thread; sources come before Done, if requested."""
+    def answer(self, prepared: Prepared) -> Iterator[list[Told]]:
+        """The events of an answer, those of each step together, in the model's thread; sources come before
+        Done, if requested.
+        """
         prompt = prepared.prompt
         kept = prompt.ids[: prepared.documents].tobytes()
         while kept in self._reading:  # another answer is reading them: one reading serves both
-            yield Step()
+            yield []
         context = len(prompt.ids) + prepared.max_tokens
         with self._lanes.base(prompt.ids[: prepared.documents], context) as base:
             if base is not None:
@@ -106,7 +108,7 @@ class Answering:
                 yield from self._read(session, prepared, kept)
                 yield from self._said(session, prepared)
 
-    def read_served(self) -> Iterator[Told]:
+    def read_served(self) -> Iterator[list[Told]]:
         """Read the documents named at the start, in the model's thread, and wait for the store."""
         prepared = self.prepare(Asked((Message("user", "?"),), Sampling()))
         context = len(prepared.prompt.ids) + prepared.max_tokens
@@ -180,7 +182,7 @@ class Answering:
     def _encoded(self, text: str) -> Reply:
         return Reply(self.runtime.tokenizer.encode(text), text, "")
 
-    def _said(self, session: Session, prepared: Prepared) -> Iterator[Told]:
+    def _said(self, session: Session, prepared: Prepared) -> Iterator[list[Told]]:
         """The events of an answer by a session that has read the documents."""
         runtime = self.runtime
         listener = Listener(
@@ -190,13 +192,13 @@ class Answering:
             prepared.max_tokens,
             runtime.note_once,
         )
-        with closing(self._answered(session, prepared, listener)) as events:
-            for event in narrate(events, listener):
-                if isinstance(event, Done) and prepared.asked.sources:
-                    yield self._origins(session, prepared)
-                yield event
+        with closing(self._answered(session, prepared, listener)) as answered:
+            for events in narrate(answered, listener):
+                if isinstance(events[-1], Done) and prepared.asked.sources:
+                    events.insert(-1, self._origins(session, prepared))
+                yield events
 
-    def _read(self, session: Session, prepared: Prepared, name: bytes) -> Iterator[Prefill]:
+    def _read(self, session: Session, prepared: Prepared, name: bytes) -> Iterator[list[Told]]:
         """Read the documents into the timeline; stored parts are restored."""
         ids = prepared.prompt.ids[: prepared.documents]
         session.reach(len(prepared.prompt.ids) + prepared.max_tokens)
@@ -208,7 +210,8 @@ class Answering:
             session.keep(ids, [document.path for _, document in prepared.prompt.documents])
         self._reading.add(name)
         try:
-            yield from session.sync(ids, len(prepared.prompt.ids))
+            for event in session.sync(ids, len(prepared.prompt.ids)):
+                yield [event]
         finally:
             self._reading.discard(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 from adamas_cli.documents import Document
@@ -49,7 +50,7 @@ class Opened:
         def read() -> None:
             self.answering.runtime.load()
             if self.answering.library.served:
-                for event in self.answering.read_served():
+                for event in chain.from_iterable(self.answering.read_served()):
                     show(event)
 
         self.worker.call(read)

@@ -1,7 +1,7 @@
 """The one thread that owns a model: it takes a step of each answer in turn.
 
-A job is a generator whose steps each read a chunk or give a token. Up to `lanes` jobs run at once, one step
-each in turn; further ones wait.
+A job is a generator whose steps each read a chunk or give a token, and tell the events of that. Up to `lanes`
+jobs run at once, one step each in turn; further ones wait.
 
 Python runs one thread at a time, and the event loop's work for every token of every client would hold up the
 next step: a message takes the loop about as long as a GPU takes for a token. So a job's events go to the loop
@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -32,17 +32,17 @@ log = logging.getLogger(__name__)
 
 
 class Job(Generic[T]):
-    """An answer, for the event loop it was submitted in. begin: makes its events, in the worker's thread.
+    """An answer, for the event loop it was submitted in. begin: makes its steps, in the worker's thread.
     forget: called when it is cancelled.
     """
 
-    def __init__(self, begin: Callable[[], Iterator[T]], forget: Callable[[Job], None]) -> None:
+    def __init__(self, begin: Callable[[], Iterator[Sequence[T]]], forget: Callable[[Job], None]) -> None:
         self._begin, self._forget = begin, forget
         self._loop, self._submitted = asyncio.get_running_loop(), time.monotonic()
         self._sent: deque[object] = deque()  # to the event loop
         self._expected = False  # whether that will take what is sent
         self._events: asyncio.Queue[object] = asyncio.Queue()
-        self._steps: Iterator[T] | None = None
+        self._steps: Iterator[Sequence[T]] | None = None
         self._cancelled = threading.Event()
 
     def cancel(self, error: Exception | None = None) -> None:
@@ -64,27 +64,27 @@ class Job(Generic[T]):
                 raise event
             yield event  # type: ignore[misc]
 
-    def step(self) -> tuple[object, bool]:
-        """Take one step, in the worker's thread. Returns its event, or what ends the events, and whether it
+    def step(self) -> tuple[Sequence[object], bool]:
+        """Take one step, in the worker's thread. Returns its events, or what ends the events, and whether it
         was the last step.
         """
         try:
             if self._cancelled.is_set():
                 self.close()
-                return _END, True
+                return [_END], True
             if self._steps is None:
                 self._steps = self._begin()
             return next(self._steps), False
         except StopIteration:
-            return _END, True
+            return [_END], True
         except Exception as error:
-            return error, True
+            return [error], True
 
-    def send(self, event: object, *, last: bool) -> None:
-        """Send an event, or what ends the events, to the event loop, from the worker's thread. The first one
-        tells the loop when to take it and those that have come until then.
+    def send(self, events: Sequence[object], *, last: bool) -> None:
+        """Send events, or what ends them, to the event loop, from the worker's thread. The first ones tell
+        the loop when to take them and those that have come until then.
         """
-        self._sent.append(event)
+        self._sent.extend(events)
         wait = min(TOGETHER, (time.monotonic() - self._submitted) * SHARE)
         with suppress(RuntimeError):  # the loop has ended, so nobody listens
             if last:
@@ -143,7 +143,7 @@ class Worker:
             self._changed.notify()
         return future.result()
 
-    def submit(self, begin: Callable[[], Iterator[T]]) -> Job[T]:
+    def submit(self, begin: Callable[[], Iterator[Sequence[T]]]) -> Job[T]:
         """Submit a job. Raises BusyError if too many wait, StoppingError when stopping."""
         job = Job(begin, self._forget)
         with self._changed:
@@ -170,14 +170,14 @@ class Worker:
     def _work(self) -> None:
         while self._ready():
             for job in list(self._active):
-                event, last = job.step()
+                events, last = job.step()
                 if last:
                     with self._changed:  # before the client hears of it, so that it may ask again
                         self._active.remove(job)
-                job.send(event, last=last)
+                job.send(events, last=last)
         for job in [*self._active, *self._waiting]:
             job.close()
-            job.send(StoppingError(), last=True)
+            job.send([StoppingError()], last=True)
 
     def _ready(self) -> bool:
         """Wait until a job is in progress; False once the worker stops."""

@@ -42,18 +42,20 @@ Told = Event | Text | Called | Origins | Step
 """An event while a question is answered."""
 
 
-def narrate(events: Iterable[Event], listener: Listener) -> Iterator[Event | Text | Called]:
-    """The events, with a Text after each token that completes one; held-back text comes before Done."""
+def narrate(events: Iterable[Event], listener: Listener) -> Iterator[list[Told]]:
+    """Each event with what it leads to: a Text after a token that completes one, held-back text before Done.
+
+    They come together, because answers that take turns decode together only if a turn is always one token,
+    whether it completes a text or not.
+    """
     for event in events:
-        if isinstance(event, Done):
-            for reasoning, text in listener.flush():
-                yield Text(text, reasoning)
-            if listener.called:
-                yield Called()
-        yield event
+        told: list[Told] = [event]
         if isinstance(event, Token):
-            for reasoning, text in listener.feed(event.id):
-                yield Text(text, reasoning)
+            told += (Text(text, reasoning) for reasoning, text in listener.feed(event.id))
+        elif isinstance(event, Done):
+            rest = [Text(text, reasoning) for reasoning, text in listener.flush()]
+            told = [*rest, *([Called()] if listener.called else []), event]
+        yield told
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
-from adamas_cli.session.answer import Origins, Step, Text, Told, narrate
+from adamas_cli.session.answer import Origins, Text, Told, narrate
 from adamas_cli.session.apart import read_apart, require_joining
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from adamas_cli.settings import DecodingSettings, ModelSettings, OriginSettings, PromptSettings
     from adamas_cli.sources.quotes import Quote
     from adamas_cli.store.settings import StoreSettings
+
+Opening = Generator[list[Told], None, Session]
+"""Reads documents step by step, and returns the session that has read them."""
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +128,9 @@ class OpenDocuments:
         """The events while a question is answered; ends with Done, preceded by the answer's Origins if they
         are wanted.
         """
-        return self._told(question, sampling, self._read)
+        with closing(self._told(question, sampling, self._read)) as turns:
+            for events in turns:
+                yield from events
 
     def ask_all(self, questions: Sequence[str], sampling: Sampling) -> list[Iterator[Told]]:
         """The same for several questions, to be read in this order. They are answered together if possible:
@@ -141,8 +148,7 @@ class OpenDocuments:
         reading = _Once(self._read(len(self._ids) + longest))
         forking = partial(self._fork, reading)
         begin = [partial(self._told, text, sampling, forking) for text in questions]
-        streams = Turns(begin, most).streams()
-        return [(event for event in stream if not isinstance(event, Step)) for stream in streams]
+        return [chain.from_iterable(stream) for stream in Turns(begin, most).streams()]
 
     def sources(self, count: int) -> Sources | None:
         """This many of the last answer's most-attended passages; None if attention was not collected."""
@@ -178,40 +184,46 @@ class OpenDocuments:
         return question_ids(self.runtime.tokenizer, self._frame, asked(self.runtime, question))
 
     def _told(
-        self, question: str, sampling: Sampling, opening: Callable[[int], Generator[Told, None, Session]]
-    ) -> Iterator[Told]:
-        """See `ask`. opening: gets the token count with the question, returns a session after reading."""
+        self,
+        question: str,
+        sampling: Sampling,
+        opening: Callable[[int], Opening],
+    ) -> Generator[list[Told]]:
+        """See `ask`; the events of each step together. opening: gets the token count with the question,
+        returns a session after reading.
+        """
         ids = np.concatenate([self._ids, self._question(question)])
         listener = self.runtime.listener(self._frame.tail, self.max_tokens)
         if schema := self.runtime.schema:
             sampling = schema.constrained(sampling, listener)
         session = yield from opening(len(ids))
         said: list[str] = []
-        for event in narrate(self._events(session, ids, sampling, listener), listener):
-            if isinstance(event, Text) and not event.reasoning:
-                said.append(event.text)
-            if isinstance(event, Done) and self.runtime.origins.wanted:
-                yield self._origins(session, "".join(said))
-            yield event
+        for events in narrate(self._events(session, ids, sampling, listener), listener):
+            said += (event.text for event in events if isinstance(event, Text) and not event.reasoning)
+            if isinstance(events[-1], Done) and self.runtime.origins.wanted:
+                events.insert(-1, self._origins(session, "".join(said)))
+            yield events
 
-    def _read(self, tokens: int) -> Generator[Told, None, Session]:
+    def _read(self, tokens: int) -> Opening:
         """The documents' own session, once it has read them. tokens: including the question."""
         session, reach = self._session, self._position(tokens + self.max_tokens)
         session.reach(reach)
         if session.timeline.length < len(self._ids):
             if self.layout.apart:
-                yield from read_apart(session, self.layout, reach, tokens)
+                events = read_apart(session, self.layout, reach, tokens)
             else:
-                yield from session.sync(self._ids, tokens)
+                events = session.sync(self._ids, tokens)
+            for event in events:
+                yield [event]
         return session
 
     def _position(self, tokens: int) -> int:
         """The position after this many tokens of documents, question and answer."""
         return tokens - (self.layout.total - self.layout.positions)
 
-    def _fork(self, reading: _Once, tokens: int) -> Generator[Told, None, Session]:
+    def _fork(self, reading: _Once, tokens: int) -> Opening:
         """A session for one answer, which begins once the documents are read."""
-        yield from reading.events()
+        yield from reading.steps()
         return self._session.fork()
 
     def _events(
@@ -243,19 +255,19 @@ class OpenDocuments:
 
 
 class _Once:
-    """Events whose end several streams wait for; the first stream runs them."""
+    """Steps whose end several streams wait for; the first stream takes them."""
 
-    def __init__(self, events: Iterator[Told]) -> None:
-        self._events, self._begun, self._ended = events, False, False
+    def __init__(self, steps: Iterator[list[Told]]) -> None:
+        self._steps, self._begun, self._ended = steps, False, False
 
-    def events(self) -> Iterator[Told]:
-        """The events, for the first stream; for others, a Step for each wait."""
+    def steps(self) -> Iterator[list[Told]]:
+        """The steps, for the first stream; for others, one without events for each wait."""
         if not self._begun:
             self._begun = True
-            yield from self._events
+            yield from self._steps
             self._ended = True
         while not self._ended:
-            yield Step()
+            yield []
 
 
 def asked(runtime: Runtime, question: str) -> str:

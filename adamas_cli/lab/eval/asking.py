@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from adamas_kernels.contract import Backend
@@ -86,7 +87,8 @@ class Prompting:
                     tokens.append(event.id)
                 yield event
 
-        return Said(listen(question, narrate(noted(), listener), lambda _: None).text, tokens)
+        told = chain.from_iterable(narrate(noted(), listener))
+        return Said(listen(question, told, lambda _: None).text, tokens)
 
 
 @dataclass(frozen=True)
