@@ -33,6 +33,7 @@ from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch, Seat
 from adamas_cli.engine.drawn import Drawn
+from adamas_cli.engine.events import Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.reading import Reader
 from adamas_cli.engine.sampling import Sampling
@@ -263,9 +264,8 @@ def test_a_short_question_is_read_in_steps(monkeypatch, loaded, name, fits):
     monkeypatch.setattr(Reader, "_read_chunk", None)
     timeline._stepper._captured = timeline._stepper._captured or SimpleNamespace()
     question = numbers(LARGEST_STEP + 5, seed=4)
-    *events, _ = timeline.answer(question, Sampling(), 2, (), keep=True)
-    read, tokens = events[:2], events[2:]
-    assert [(event.done, event.total, event.reused) for event in read] == [(70, 91, 70), (91, 91, 70)]
+    read, *tokens, _ = timeline.answer(question, Sampling(), 2, (), keep=True)
+    assert (read.done, read.total, read.reused) == (91, 91, 70)
     assert len(tokens) == 2
     said = torch.tensor([[*numbers(70, seed=70), *question, tokens[0].id]])
     with torch.no_grad():
@@ -321,6 +321,42 @@ def test_a_step_is_awaited_by_answers_under_way():
     assert not other.awaited
     for seat in (one, other):
         seat.leave()
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3], ids=["at once", "after a token", "later"])
+def test_an_answer_that_begins_needs_no_step_of_its_own(monkeypatch, plain, loaded, turns):
+    """What follows its first token is computed in others' next step. Wherever it is ended, its session goes
+    on as if it had not begun.
+    """
+    document = opened(loaded["full"], 70, FULL, batch=Batch(Model.of(loaded["full"])), drafts="off")
+    forks, questions = [document.fork() for _ in range(4)], [numbers(5, seed=seed) for seed in range(4)]
+    for one in forks:
+        one._stepper._captured = one._stepper._captured or SimpleNamespace()  # questions are read in steps
+    rows, step = list[int](), Batch.step
+
+    def counted(batch: Batch, seat: Seat) -> None:
+        before = batch.rows
+        step(batch, seat)
+        rows.append(batch.rows - before)
+
+    monkeypatch.setattr(Batch, "step", counted)
+    both = zip(forks, questions, strict=True)
+    answers = [one.answer(its, Sampling(), 9, (), keep=True) for one, its in both]
+    for count in (2, 2, 3, 3):
+        in_turn = [next(one) for one in answers[:count]]
+    rows.clear()
+    for _ in range(turns):
+        in_turn = [next(one) for one in answers]
+    assert in_turn[0].index == 2 + turns
+    assert rows
+    assert min(rows) >= 3
+    answers[3].close()
+    assert len(forks[3].ids) == forks[3].cache.get_seq_length()
+    told = list(forks[3].go_on(np.concatenate([document.ids, questions[3]]), Sampling(), 2, ()))
+    expected = list(opened(plain["full"], 70, FULL).answer(questions[3], Sampling(), 2, ()))
+    assert [event.id for event in told if isinstance(event, Token)] == [
+        event.id for event in expected if isinstance(event, Token)
+    ]
 
 
 @pytest.mark.gpu

@@ -228,6 +228,11 @@ class Seat:
         return self._batch.expects_beside(self)
 
     @property
+    def beside_others(self) -> bool:
+        """See `Passes.beside_others`."""
+        return self.ahead and self._batch.seated > 1
+
+    @property
     def expects(self) -> bool:
         """Whether its next token is expected and nothing else is pending."""
         return not self.left.numel() and self._expected.numel() > 0
@@ -263,9 +268,9 @@ class Seat:
     def leave(self) -> None:
         """See `Passes.leave`."""
         self._batch.leave(self)
-        if self._guessed is not None and self._taken:
-            self._drop()
         if self.row is not None:
+            while self._taken:  # by steps that others asked for
+                self._drop()
             self.row.settle()
             self.cache.tell_length()
 

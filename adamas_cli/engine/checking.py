@@ -44,6 +44,9 @@ class _Checking(ABC):
         """See `Saying.drafted`."""
         return Drafted(self._proposed, self._accepted, self._count)
 
+    def offer(self, left: int) -> None:
+        """See `Saying.offer`: each pass waits for the last token, in which it looks for a draft."""
+
     def say(self, token: int) -> None:
         """See `Saying.say`: tokens already drawn are dropped."""
         self._finish()

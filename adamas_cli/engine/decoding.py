@@ -37,6 +37,11 @@ class Passes(Protocol):
         """Whether other answers wait for the next step."""
         ...
 
+    @property
+    def beside_others(self) -> bool:
+        """Whether other answers are in progress, whose steps it shares."""
+        ...
+
     def expect(self, token: Tensor) -> None:
         """The next step will probably begin with this token, int64 [1]; it may be computed from now on."""
         ...
@@ -62,7 +67,7 @@ class Alone:
     """An answer whose steps serve no other: each is computed on request."""
 
     alone = whole = True
-    awaited = False
+    awaited = beside_others = False
 
     def __init__(self, stepper: Stepper, mode: Mode) -> None:
         self._stepper, self._mode = stepper, mode
@@ -100,6 +105,12 @@ class Saying(Protocol):
     @property
     def drafted(self) -> Drafted:
         """Draft statistics so far."""
+        ...
+
+    def offer(self, left: int) -> None:
+        """Before the first token: if other answers are in progress, have what follows it computed in their
+        next step. left: how many tokens may be said.
+        """
         ...
 
     def next(self, left: int) -> int:
@@ -146,16 +157,24 @@ class OneByOne:
         """See `Saying.drafted`."""
         return Drafted(passes=self._count)
 
+    def offer(self, left: int) -> None:
+        """See `Saying.offer`."""
+        if left > 1 and self._ahead and self._passes.beside_others:
+            self._begin(left - 1)
+
     def next(self, left: int) -> int:
         """See `Saying.next`."""
-        self._finish()
+        offered = self._first and self._begun
+        if not offered:
+            self._finish()
         coming = self._drawn
         # Nothing may delay the first token, least of all compiling; but others' next tokens, which are
         # computed in the same step, may not wait for it.
-        self._fed = left > 1 and self._ahead and (not self._first or self._passes.awaited)
+        self._fed = left > 1 and self._ahead and (not self._first or offered or self._passes.awaited)
         self._first = False
         if self._fed:
-            self._begin(left - 1)
+            if not offered:
+                self._begin(left - 1)
             self._finish()
             if left > 2:
                 self._passes.expect(self._drawn.token)

@@ -458,12 +458,13 @@ class Timeline(Mirrored):
             self._recent.append(before)
         back = None if keep else before.mark
         prompt = np.concatenate([self.ids, np.asarray(ids, np.int32)])
-        self.answered, self._whole = [], True
+        self.answered, self._whole, has_read = [], True, None
         try:
             if sparse_from == "question":
                 self._feed(ids, mode)
             elif self._reads_in_steps(len(ids), mode):
-                yield from self._announced(self._read_in_steps(ids, mode, start))
+                with self._compiling_announced():
+                    has_read = self._read_in_steps(ids, mode, start)
                 if keep:
                     self._recent.append(self.mark())
                     back = self._recent[-1].mark
@@ -480,7 +481,7 @@ class Timeline(Mirrored):
             with self._compiling_announced():
                 self.cache.begin_answer(mode)
             times = start, prefilled, reused
-            decoding = self._decode(prompt, mode, sampling, max_tokens, stop_ids, steer, *times)
+            decoding = self._decode(prompt, mode, sampling, max_tokens, stop_ids, steer, has_read, *times)
             yield from self._announced(decoding)
             back = None if keep else back
         except GeneratorExit:  # between two steps
@@ -577,17 +578,14 @@ class Timeline(Mirrored):
             return False
         return self._stepper.reads(tokens, mode, again=self._shares_steps(mode))
 
-    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Generator[Prefill]:
-        """Read a short question's tokens, int [n]. start: when the clock began."""
+    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Prefill:
+        """Read a short question's tokens, int [n], and return what tells that they are read. start: when the
+        clock began.
+        """
         base, total = self.length, self.length + len(ids)
-
-        def read(done: int) -> Prefill:
-            return Prefill(done, total, base, time.perf_counter() - start, None, LARGEST_STEP, False)
-
-        yield read(base)
         self.cache.begin_answer(mode)
         self.logits = self._stepper.read(self._on_device(ids), mode)
-        yield read(total)
+        return Prefill(total, total, base, time.perf_counter() - start, None, LARGEST_STEP, False)
 
     def _decode(
         self,
@@ -597,10 +595,12 @@ class Timeline(Mirrored):
         max_tokens: int,
         stop_ids: Collection[int],
         steer: Steer | None,
+        has_read: Prefill | None,
         start: float,
         prefilled: float,
         reused: int,
-    ) -> Generator[Token | Done]:
+    ) -> Generator[Prefill | Token | Done]:
+        """See `answer`. has_read: an event to begin with, during which other answers take their turns."""
         prompt = self.length
         budget = mode.sparse.settings.budget if mode.sparse else prompt + max_tokens
         count, reason, memory = 0, "length", 0
@@ -609,6 +609,9 @@ class Timeline(Mirrored):
         passes, sampler = self._passes(mode), Sampler(sampling, self.model.device)
         try:
             saying = self._saying(tokens, mode, passes, sampler)
+            if has_read is not None:
+                saying.offer(max_tokens)
+                yield has_read
             while count < max_tokens:
                 value = saying.next(max_tokens - count)
                 self.answered.append(value)
