@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ class Gate:
 
 
 async def gathered(job: Job) -> list[Any]:
-    return [event async for event in job.events()]
+    return [event async for events in job.events() for event in events]
 
 
 def within(worker: Worker, scene: Callable[[], Awaitable[None]]) -> None:
@@ -101,8 +102,8 @@ def test_a_cancelled_job_takes_no_further_step() -> None:
     async def scene() -> None:
         job = worker.submit(gate)
         gate.open()
-        async for event in job.events():
-            assert event == 0
+        async for events in job.events():
+            assert events == [0]
             job.cancel(ValueError("late"))
             gate.open()  # for the step that may be under way
             break
@@ -143,7 +144,7 @@ def test_what_is_under_way_is_told_when_the_worker_stops() -> None:
     async def scene() -> None:
         jobs = worker.submit(gate), worker.submit(other)
         gate.open()
-        assert await anext(jobs[0].events()) == 0
+        assert await anext(jobs[0].events()) == [0]
         stopping = asyncio.get_running_loop().run_in_executor(None, worker.stop)
         gate.open()
         for job in jobs:
@@ -180,8 +181,8 @@ def test_events_of_a_job_go_together(monkeypatch, share: float, wakes: int) -> N
 
         async def taken(job: Job) -> list[Any]:
             found = []
-            async for event in job.events():
-                found.append(event)
+            async for events in job.events():
+                found += events
                 gate.release()
             return found
 
@@ -203,32 +204,37 @@ def test_a_long_step_holds_up_no_event_before_it() -> None:
         events = job.events()
         for number in range(4):
             gate.open()
-            assert await anext(events) == number
+            assert await anext(events) == [number]
 
     within(worker, scene)
 
 
-def test_pieces_that_wait_are_one_piece() -> None:
+@pytest.mark.parametrize(
+    ("together", "expected"),
+    [
+        ([5], [("ab", True), ("cde", False)]),
+        ([1] * 5, [("a", True), ("b", True), ("c", False), ("d", False), ("e", False)]),
+        ([1, 1, 2, 1], [("a", True), ("b", True), ("cd", False), ("e", False)]),
+    ],
+)
+def test_pieces_that_come_together_are_one_piece(
+    together: list[int], expected: list[tuple[str, bool]]
+) -> None:
     said = [Text("a", True), Text("b", True), Text("c", False), Text("d", False), Text("e", False)]
 
-    async def pieces(waits: Sequence[bool]) -> list[tuple[str, bool]]:
-        taken = list[Told]()
+    async def events() -> AsyncIterator[list[Told]]:
+        rest = iter(said)
+        for count in together:
+            yield list(islice(rest, count))
 
-        async def events() -> AsyncIterator[Told]:
-            for one in said:
-                taken.append(one)
-                yield one
+    async def pieces(reply: Reply) -> list[tuple[str, bool]]:
+        return [
+            (piece.text, piece.reasoning) async for piece in reply.follow(events()) if isinstance(piece, Said)
+        ]
 
-        reply = Reply(SimpleNamespace(asked=SimpleNamespace(stop=[])))  # type: ignore[arg-type]
-        found = [piece async for piece in reply.follow(events(), lambda: waits[len(taken) - 1])]
-        assert (reply.reasoning, reply.text) == ("ab", "cde")
-        return [(piece.text, piece.reasoning) for piece in found if isinstance(piece, Said)]
-
-    together = asyncio.run(pieces([True] * 5))
-    assert together == [("ab", True), ("cde", False)]
-    assert asyncio.run(pieces([False] * 5)) == [(one.text, one.reasoning) for one in said]
-    some = asyncio.run(pieces([False, False, True, False, False]))
-    assert some == [("a", True), ("b", True), ("cd", False), ("e", False)]
+    reply = Reply(SimpleNamespace(asked=SimpleNamespace(stop=[])))  # type: ignore[arg-type]
+    assert asyncio.run(pieces(reply)) == expected
+    assert (reply.reasoning, reply.text) == ("ab", "cde")
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ class CheckedAhead(_Checking):
             self._unchecked = logits
             return
         self.logits = logits[0]
-        self._draw(self._sampler.after(self.logits, greedy))
+        self._draw(self._sampler.after(logits, greedy))
 
     def _draw(self, drawn: Drawn) -> None:
         """This token is the next one; see `OneByOne`."""

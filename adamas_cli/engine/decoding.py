@@ -95,12 +95,12 @@ class Alone:
 
 
 class Saying(Protocol):
-    """The tokens of one answer: `next` returns one, `feed` lets the model continue from it.
+    """The tokens of one answer: `next` returns one, `feed` lets the model continue from it."""
 
-    logits: after the last computed token, [vocabulary].
-    """
-
-    logits: Tensor
+    @property
+    def logits(self) -> Tensor:
+        """Those after the last computed token, [vocabulary]."""
+        ...
 
     @property
     def drafted(self) -> Drafted:
@@ -137,10 +137,13 @@ class Saying(Protocol):
 class OneByOne:
     """A step for each token. logits: before the first one, [vocabulary]. ranks: that share the model; all say
     the tokens that the first one draws.
+
+    For a token of a greedy answer, no operation of torch is called here: during each, another thread may take
+    the interpreter.
     """
 
     def __init__(self, passes: Passes, sampler: Sampler, logits: Tensor, ranks: Ranks | None = None) -> None:
-        self.logits = logits
+        self._logits = logits.unsqueeze(0)  # of the last step
         self._ranks = ranks
         self._passes, self._sampler = passes, sampler
         self._device = logits.device
@@ -151,6 +154,11 @@ class OneByOne:
         # at the end; on a CPU that would cost its time.
         self._ahead = passes.ahead
         self._first, self._fed, self._begun = True, False, False
+
+    @property
+    def logits(self) -> Tensor:
+        """See `Saying.logits`."""
+        return self._logits[0]
 
     @property
     def drafted(self) -> Drafted:
@@ -203,9 +211,9 @@ class OneByOne:
         """Compute the step that was begun, if any."""
         if not self._begun:
             return
-        logits, greedy = self._passes.finish()
-        self.logits, self._begun = logits[0], False
-        self._draw(self._sampler.after(self.logits, greedy))
+        self._logits, greedy = self._passes.finish()
+        self._begun = False
+        self._draw(self._sampler.after(self._logits, greedy))
 
     def _draw(self, drawn: Drawn) -> None:
         """This token is the next one. It goes to the host at once: a copy that is requested after the next

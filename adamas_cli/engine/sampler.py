@@ -75,8 +75,10 @@ class Sampler:
         return drawn
 
     def after(self, logits: Tensor, greedy: Drawn | None) -> Drawn:
-        """`next`, or the greedy token of a step that gives it, if that is what is drawn."""
-        return greedy if self.greedy and greedy is not None else self.next(logits)
+        """The next token after a step, from its logits [1, vocabulary]: the greedy one, if the step gives it
+        and that is what is drawn.
+        """
+        return greedy if self.greedy and greedy is not None else self.next(logits[0])
 
     def likelihood(self) -> Likelihood | None:
         """That of the oldest drawn token not yet reported; None if not requested."""

@@ -147,7 +147,7 @@ class Service:
         """The answer as server-sent events; a comment while there is nothing to send."""
         with self._limited(job, reply):
             try:
-                async for event in shape.events(reply, reply.follow(job.events(), job.has_more)):
+                async for event in shape.events(reply, reply.follow(job.events())):
                     yield _sent(event)
             except Exception as error:
                 _log(error)

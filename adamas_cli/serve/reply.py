@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,9 @@ class Said:
 
 @dataclass
 class Reply:
-    """The state of an answer so far. reason: why it ended, `stop` or `length`. first: seconds until its first
-    token. spelled: the tokens of the text, if requested; spelling: what finds them then.
+    """The state of an answer so far. reused: tokens of the prompt that were read earlier, once it is known.
+    reason: why it ended, `stop` or `length`. first: seconds until its first token. spelled: the tokens of the
+    text, if requested; spelling: what finds them then.
     """
 
     prepared: Prepared
@@ -38,7 +39,7 @@ class Reply:
     text: str = ""
     reasoning: str = ""
     tokens: int = 0
-    cached: int = 0
+    reused: int | None = None
     reason: str = "stop"
     first: float | None = None
     origins: Origins | None = None
@@ -50,36 +51,38 @@ class Reply:
         """Tokens of the prompt, including those read earlier."""
         return len(self.prepared.prompt.ids)
 
-    async def follow(
-        self, events: AsyncIterator[Told], has_more: Callable[[], bool] = lambda: False
-    ) -> AsyncIterator[Said | Prefill]:
-        """The events that a client may see, each after it is counted here; pieces of text that wait already,
-        as `has_more` tells, are one. After a stop text, no more events are taken.
-        """
-        said: Said | None = None
-        async for piece in self._followed(events):
-            if isinstance(piece, Said):
-                if said is not None and piece.reasoning == said.reasoning:
-                    piece = Said(said.text + piece.text, said.reasoning, said.tokens + piece.tokens)
-                elif said is not None:
-                    yield said
-                said = piece
-            if said is not None and (isinstance(piece, Prefill) or not has_more()):
-                yield said
-                said = None
-            if isinstance(piece, Prefill):
-                yield piece
-        if said is not None:
-            yield said
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that were not read again."""
+        return self.reused or 0
 
-    async def _followed(self, events: AsyncIterator[Told]) -> AsyncIterator[Said | Prefill | None]:
-        """The same, piece by piece; None after an event that shows nothing."""
+    async def follow(self, events: AsyncIterator[Sequence[Told]]) -> AsyncIterator[Said | Prefill]:
+        """What a client may see of events, each after it is counted here; pieces of text that come together
+        are one. After a stop text, no more events are taken.
+        """
         stops = Stops(self.prepared.asked.stop)
-        cached: int | None = None
-        async for event in events:
+        async for together in events:
+            said: Said | None = None
+            for piece in self._pieces(together, stops):
+                if said is not None and (isinstance(piece, Prefill) or piece.reasoning != said.reasoning):
+                    yield said
+                    said = None
+                if isinstance(piece, Prefill):
+                    yield piece
+                elif said is None:
+                    said = piece
+                else:
+                    said = Said(said.text + piece.text, said.reasoning, said.tokens + piece.tokens)
+            if said is not None:
+                yield said
+            if stops.found:
+                return
+
+    def _pieces(self, events: Sequence[Told], stops: Stops) -> Iterator[Said | Prefill]:
+        """The same of some events, piece by piece."""
+        for event in events:
             if isinstance(event, Prefill):
-                cached = event.reused if cached is None else cached
-                self.cached = cached
+                self.reused = event.reused if self.reused is None else self.reused
                 yield event
             elif isinstance(event, Token):
                 self.tokens += 1
@@ -104,7 +107,6 @@ class Reply:
                     yield self._spelled("", left)
                 if not self.text and (self.reasoning or self.notes):
                     self.notes.append(without_answer(event, called=bool(self.notes)))
-            yield None
 
     def sources(self) -> list[dict[str, object]] | None:
         """The most-attended passages, where they were asked for and attention was counted."""

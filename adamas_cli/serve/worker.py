@@ -18,17 +18,22 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from adamas_cli.serve.errors import BusyError, StoppingError
 
 T = TypeVar("T")
 RETRY_AFTER = 5  # seconds that a client is told to wait
 TOGETHER = 0.04  # seconds within which a job's events go to the event loop together
-SHARE = 1 / 8  # of the time since a job was submitted that its events may wait; later TOGETHER is less
-_END = object()  # after the last event of a job
+SHARE = 1 / 2  # of the time since a job was submitted that its events may wait; later TOGETHER is less
 
 log = logging.getLogger(__name__)
+
+
+class _End(NamedTuple):
+    """What comes after a job's last event."""
+
+    error: Exception | None = None
 
 
 class Job(Generic[T]):
@@ -39,9 +44,11 @@ class Job(Generic[T]):
     def __init__(self, begin: Callable[[], Iterator[Sequence[T]]], forget: Callable[[Job], None]) -> None:
         self._begin, self._forget = begin, forget
         self._loop, self._submitted = asyncio.get_running_loop(), time.monotonic()
-        self._sent: deque[object] = deque()  # to the event loop
+        self._sent: deque[T | _End] = deque()  # to the event loop
         self._expected = False  # whether that will take what is sent
-        self._events: asyncio.Queue[object] = asyncio.Queue()
+        self._come: list[T] = []
+        self._end: _End | None = None
+        self._news = asyncio.Event()
         self._steps: Iterator[Sequence[T]] | None = None
         self._cancelled = threading.Event()
 
@@ -51,36 +58,41 @@ class Job(Generic[T]):
         """
         self._cancelled.set()
         self._forget(self)
-        self._events.put_nowait(error or _END)
+        self._end = self._end or _End(error)
+        self._news.set()
 
-    def has_more(self) -> bool:
-        """Whether the next event is here already."""
-        return not self._events.empty()
+    async def events(self) -> AsyncIterator[list[T]]:
+        """The job's events, all together that have come since the last ones were taken; raises its error."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            come, self._come = self._come, []
+            if come:
+                yield come
+            elif self._end is not None:
+                if self._end.error is not None:
+                    raise self._end.error
+                return
+            if self._end is not None:
+                self._news.set()
 
-    async def events(self) -> AsyncIterator[T]:
-        """The job's events; raises its error."""
-        while (event := await self._events.get()) is not _END:
-            if isinstance(event, BaseException):
-                raise event
-            yield event  # type: ignore[misc]
-
-    def step(self) -> tuple[Sequence[object], bool]:
+    def step(self) -> tuple[Sequence[T | _End], bool]:
         """Take one step, in the worker's thread. Returns its events, or what ends the events, and whether it
         was the last step.
         """
         try:
             if self._cancelled.is_set():
                 self.close()
-                return [_END], True
+                return [_End()], True
             if self._steps is None:
                 self._steps = self._begin()
             return next(self._steps), False
         except StopIteration:
-            return [_END], True
+            return [_End()], True
         except Exception as error:
-            return [error], True
+            return [_End(error)], True
 
-    def send(self, events: Sequence[object], *, last: bool) -> None:
+    def send(self, events: Sequence[T | _End], *, last: bool) -> None:
         """Send events, or what ends them, to the event loop, from the worker's thread. The first ones tell
         the loop when to take them and those that have come until then.
         """
@@ -97,7 +109,11 @@ class Job(Generic[T]):
         """Take all that was sent, in the event loop."""
         self._expected = False  # before it takes them: the next one may come meanwhile
         while self._sent:
-            self._events.put_nowait(self._sent.popleft())
+            if isinstance(event := self._sent.popleft(), _End):
+                self._end = self._end or event
+            elif self._end is None:
+                self._come.append(event)
+        self._news.set()
 
     def close(self) -> None:
         """End it at its current step."""
@@ -177,7 +193,7 @@ class Worker:
                 job.send(events, last=last)
         for job in [*self._active, *self._waiting]:
             job.close()
-            job.send([StoppingError()], last=True)
+            job.send([_End(StoppingError())], last=True)
 
     def _ready(self) -> bool:
         """Wait until a job is in progress; False once the worker stops."""
