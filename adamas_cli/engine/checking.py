@@ -45,7 +45,8 @@ class _Checking(ABC):
         return Drafted(self._proposed, self._accepted, self._count)
 
     def offer(self, left: int) -> None:
-        """See `Saying.offer`: each pass waits for the last token, in which it looks for a draft."""
+        """See `Saying.offer`: nothing, since a draft is looked up after each token."""
+        return
 
     def say(self, token: int) -> None:
         """See `Saying.say`: tokens already drawn are dropped."""

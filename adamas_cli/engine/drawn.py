@@ -42,7 +42,8 @@ class Sent:
 
 class Drawn(NamedTuple):
     """A token, int64 [1], and its weight [1]: its logit or probability, which is not finite if some logit is
-    NaN or infinite. sent: those on their way to the host together, if it is one of them; row: its place.
+    NaN or infinite. sent: those on their way to the host together, if it is one of them; row: its place. Their
+    weights then stay together too.
     """
 
     token: Tensor

@@ -10,7 +10,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -38,6 +38,7 @@ from adamas_cli.engine.placing import host_placement
 from adamas_cli.engine.reading import Reader, Stored
 from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
+from adamas_cli.engine.steps.aside import Aside
 from adamas_cli.engine.steps.describe import SPLIT
 from adamas_cli.engine.steps.stepper import Stepper
 from adamas_cli.errors import UsageError
@@ -63,6 +64,7 @@ SparseFrom = Literal["question", "answer", "never"]
 
 
 E = TypeVar("E")
+R = TypeVar("R")
 
 
 def _for_others(arguments: Arguments) -> Arguments:
@@ -463,8 +465,7 @@ class Timeline(Mirrored):
             if sparse_from == "question":
                 self._feed(ids, mode)
             elif self._reads_in_steps(len(ids), mode):
-                with self._compiling_announced():
-                    has_read = self._read_in_steps(ids, mode, start)
+                has_read = yield from self._announced(self._read_in_steps(ids, mode, start))
                 if keep:
                     self._recent.append(self.mark())
                     back = self._recent[-1].mark
@@ -578,14 +579,28 @@ class Timeline(Mirrored):
             return False
         return self._stepper.reads(tokens, mode, again=self._shares_steps(mode))
 
-    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Prefill:
-        """Read a short question's tokens, int [n], and return what tells that they are read. start: when the
-        clock began.
+    def _read_in_steps(self, ids: np.ndarray, mode: Mode, start: float) -> Generator[Prefill, None, Prefill]:
+        """Read a short question's tokens, int [n], and return what tells that they are read; beside a step of
+        other answers, if there are any. start: when the clock began.
         """
         base, total = self.length, self.length + len(ids)
+
+        def read(done: int) -> Prefill:
+            return Prefill(done, total, base, time.perf_counter() - start, None, LARGEST_STEP, False)
+
         self.cache.begin_answer(mode)
-        self.logits = self._stepper.read(self._on_device(ids), mode)
-        return Prefill(total, total, base, time.perf_counter() - start, None, LARGEST_STEP, False)
+        tokens = self._on_device(ids)
+        if self.model.device.type != "cuda" or not self._others_decode(mode):
+            self.logits = self._stepper.read(tokens, mode)
+            return read(total)
+        aside = Aside.of(self.model)
+        try:
+            with aside.run():
+                self.logits = self._stepper.read(tokens, mode)
+            yield read(base)
+        finally:
+            aside.join()
+        return read(total)
 
     def _decode(
         self,
@@ -664,6 +679,10 @@ class Timeline(Mirrored):
         """Whether answers in this mode take their steps with others."""
         return self.batch is not None and self._stepper.batch_obstacle(mode) is None
 
+    def _others_decode(self, mode: Mode) -> bool:
+        """Whether there are answers in progress with which an answer in this mode would take its steps."""
+        return self.batch is not None and self.batch.seated > 0 and self._shares_steps(mode)
+
     def _passes(self, mode: Mode) -> Passes:
         """The steps of an answer, shared with other answers if possible."""
         if self.batch is not None and self._shares_steps(mode):
@@ -698,16 +717,18 @@ class Timeline(Mirrored):
             self._said.add(line)
             self._announce(line)
 
-    def _announced(self, events: Generator[E]) -> Iterator[E]:
-        """The same events; compiling is announced while waiting for one, but not between two: other timelines
-        may run there.
+    def _announced(self, events: Generator[E, None, R]) -> Generator[E, None, R]:
+        """The same events and result; compiling is announced while waiting for one, but not between two:
+        other timelines may run there.
         """
         with closing(events):
             while True:
                 with self._compiling_announced():
-                    event = next(events, None)
-                if event is None:
-                    return
+                    try:
+                        event = next(events)
+                    except StopIteration as end:
+                        result: R = end.value
+                        return result
                 yield event
 
     def _compiling_announced(self) -> AbstractContextManager[None]:

@@ -25,9 +25,11 @@ class TokenSender:
         """The tokens [n] of as many answers and their weights, each apart. From a GPU all are sent to the
         host together: a copy takes the host longer than the device.
         """
-        sent = self._sent(drawn) if drawn.token.is_cuda else None
-        both = zip(drawn.token.split(1), drawn.weight.split(1), strict=True)
-        return [Drawn(token, weight, sent, row) for row, (token, weight) in enumerate(both)]
+        tokens = drawn.token.unsqueeze(1).unbind()
+        if not drawn.token.is_cuda:
+            return [Drawn(*one) for one in zip(tokens, drawn.weight.unsqueeze(1).unbind(), strict=True)]
+        sent = self._sent(drawn)
+        return [Drawn(token, drawn.weight, sent, row) for row, token in enumerate(tokens)]
 
     def _sent(self, drawn: Drawn) -> Sent:
         """Start copying tokens [n]; the originals may change once this returns."""

@@ -3,7 +3,8 @@ once for all of them, and Triton's kernels follow each sequence to its own keys,
 tokens of one sequence, which check a draft.
 
 On a GPU a pass is a CUDA graph, one for each number of rows or tokens. Which sequences have the rows is told
-in tensors on the device, so that one graph serves all sequences that attend alike.
+in tensors on the device, so that one graph serves all sequences that attend alike. A pass of several tokens
+may run beside a step of others, on a stream of its own (`aside.py`).
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class StepsApart:
         self._model, self._announce = model, announce
         self.captures = captures and model.device.type == "cuda"
         self._passes: dict[tuple[Likeness, int, int], _Pass] = {}
+        self._several: torch.cuda.Event | None = None  # after the last pass of several tokens
 
     @classmethod
     def of(cls, model: Model, *, captures: bool) -> StepsApart:
@@ -116,6 +118,8 @@ class StepsApart:
         tokens, int64 [n], with their logits.
         """
         new = len(rows[0].token)
+        if new > 1 and self._several is not None:  # perhaps on another stream
+            torch.cuda.current_stream(self._model.device).wait_event(self._several)
         for row in rows:
             if row.tokens + new > row.room:
                 row.room = row.make_room(new)
@@ -131,7 +135,10 @@ class StepsApart:
         assert taken.logits is not None
         assert taken.drawn is not None
         token, weight = (x[:count].clone() for x in (taken.drawn.token, taken.drawn.weight))
-        return taken.logits[:count].clone(), Drawn(token, weight)
+        logits = taken.logits[:count].clone()
+        if new > 1 and self._model.device.type == "cuda":
+            self._several = torch.cuda.current_stream(self._model.device).record_event(self._several)
+        return logits, Drawn(token, weight)
 
     def prepare(self, row: Row) -> None:
         """Have the pass of a sequence alone compiled and captured."""
@@ -166,7 +173,10 @@ class StepsApart:
         with torch.cuda.stream(stream):  # a dry run compiles kernels and creates buffers
             self._run(one)
         torch.cuda.current_stream(device).wait_stream(stream)
-        pool = next((other.graph.pool() for other in self._passes.values() if other.graph), None)
+        # Graphs of a pool never run at once.
+        several = one.caches.new > 1
+        alike = (other for other in self._passes.values() if (other.caches.new > 1) == several)
+        pool = next((other.graph.pool() for other in alike if other.graph), None)
         try:
             with (
                 left_as_they_were(device),
