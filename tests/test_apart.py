@@ -32,7 +32,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch, Seat
-from adamas_cli.engine.drawn import Drawn
+from adamas_cli.engine.drawn import Drawn, together
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.reading import Reader
@@ -219,7 +219,7 @@ class Counting:
         tokens = torch.cat([seat.left for seat in seats])
         for seat in seats:
             seat.row.tokens.append(int(seat.left))
-        return torch.zeros(len(tokens), 1), Drawn(tokens + 1, torch.ones(len(tokens)))
+        return torch.zeros(len(tokens), 1), together(tokens + 1, torch.ones(len(tokens)))
 
 
 @pytest.mark.parametrize("name", ["full", "windows"])
@@ -253,7 +253,7 @@ def test_a_short_question_is_read_in_steps(monkeypatch, loaded, name, fits):
     """
     given_up, step = list[str](), StepsApart.step
 
-    def several(steps: StepsApart, rows: list[Row]) -> tuple[torch.Tensor, Drawn]:
+    def several(steps: StepsApart, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         if len(rows[0].token) > 1 and not fits:
             raise torch.OutOfMemoryError
         return step(steps, rows)

@@ -45,9 +45,9 @@ class Together(Protocol):
     def joins(self, seat: Seat, other: Seat) -> bool:
         """Whether a step can take the tokens of both."""
 
-    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
+    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Tensor | None]:
         """Compute the pending tokens of these seats. The logits after each token, [n, vocabulary], and the
-        greedy tokens with their logits, if the step gives them.
+        greedy tokens, int64 [2, n], see `drawn.together`, if the step gives them.
         """
 
 
@@ -71,7 +71,7 @@ class _Compiled:
     def joins(self, seat: Seat, other: Seat) -> bool:
         return True
 
-    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
+    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Tensor | None]:
         logits = self._steps.step(*(Entry(seat.cache, seat.left.tolist(), seat.mode) for seat in seats))
         return logits.clone(), None
 
@@ -96,7 +96,7 @@ class _Apart:
     def joins(self, seat: Seat, other: Seat) -> bool:
         return _row(seat).likeness == _row(other).likeness
 
-    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Drawn | None]:
+    def step(self, seats: Sequence[Seat]) -> tuple[Tensor, Tensor | None]:
         rows = [_row(seat) for seat in seats]
         for row, seat in zip(rows, seats, strict=True):
             row.token = seat.left

@@ -5,23 +5,28 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adamas_cli.errors import NotFiniteError
 
+ELSEWHERE = torch.empty(0)  # the weight of a token that was sent with others
+
 
 class Places(NamedTuple):
-    """Pinned memory for tokens [n] and their weights, and an event after which they are there."""
+    """Pinned memory for tokens and their weights, see `together`, as numpy sees it too, and an event after
+    which they are there.
+    """
 
-    token: Tensor
-    weight: Tensor
+    both: Tensor
+    array: np.ndarray
     event: torch.cuda.Event
 
 
 class Sent:
-    """Tokens of a few answers with their weights, on their way to the host. All are read at once: after a
-    call to torch for each, another thread would have the interpreter.
+    """Tokens of a few answers with their weights, on their way to the host. All are read at once, and not by
+    torch: during each of its calls another thread may take the interpreter.
     """
 
     def __init__(self, places: Places, spare: list[Places]) -> None:
@@ -32,18 +37,19 @@ class Sent:
     def number(self, row: int) -> tuple[int, float]:
         """A token and its weight; waits until they are here."""
         if self._numbers is None:
-            token, weight, event = self._places
+            _, array, event = self._places
             if not event.query():  # waiting lets other threads have the interpreter, even for nothing
                 event.synchronize()
-            self._numbers = list(zip(token.tolist(), weight.tolist(), strict=True))
+            tokens, weights = array
+            self._numbers = list(zip(tokens.tolist(), weights.view(np.float64).tolist(), strict=True))
             self._spare.append(self._places)
         return self._numbers[row]
 
 
 class Drawn(NamedTuple):
     """A token, int64 [1], and its weight [1]: its logit or probability, which is not finite if some logit is
-    NaN or infinite. sent: those on their way to the host together, if it is one of them; row: its place. Their
-    weights then stay together too.
+    NaN or infinite. sent: those on their way to the host together, if it is one of them: its weight is then
+    only there, in its `row`.
     """
 
     token: Tensor
@@ -63,3 +69,8 @@ def finite(token: int, weight: float) -> int:
     if not math.isfinite(weight):
         raise NotFiniteError
     return token
+
+
+def together(tokens: Tensor, weights: Tensor) -> Tensor:
+    """Tokens, int64 [n], and the bits of their weights as float64, int64 [2, n]: one copy takes both."""
+    return torch.stack((tokens, weights.double().view(torch.int64)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
+from torch import Tensor
 
-from adamas_cli.engine.drawn import Drawn, Places, Sent
+from adamas_cli.engine.drawn import ELSEWHERE, Drawn, Places, Sent
 
 
 class TokenSender:
@@ -19,28 +20,33 @@ class TokenSender:
         """A token, on its way to the host."""
         if drawn.sent is not None or not drawn.token.is_cuda:
             return drawn
-        return drawn._replace(sent=self._sent(drawn))
-
-    def send_each(self, drawn: Drawn) -> list[Drawn]:
-        """The tokens [n] of as many answers and their weights, each apart. From a GPU all are sent to the
-        host together: a copy takes the host longer than the device.
-        """
-        tokens = drawn.token.unsqueeze(1).unbind()
-        if not drawn.token.is_cuda:
-            return [Drawn(*one) for one in zip(tokens, drawn.weight.unsqueeze(1).unbind(), strict=True)]
-        sent = self._sent(drawn)
-        return [Drawn(token, drawn.weight, sent, row) for row, token in enumerate(tokens)]
-
-    def _sent(self, drawn: Drawn) -> Sent:
-        """Start copying tokens [n]; the originals may change once this returns."""
-        spare = self._spare[len(drawn.token)]
-        places = spare.pop() if spare else _make(len(drawn.token))
-        places.token.copy_(drawn.token, non_blocking=True)
-        places.weight.copy_(drawn.weight, non_blocking=True)
+        places, spare = self._places(1)
+        tokens, weights = places.both.unbind()
+        tokens.copy_(drawn.token, non_blocking=True)
+        weights.view(torch.float64).copy_(drawn.weight, non_blocking=True)
         places.event.record()
-        return Sent(places, spare)
+        return drawn._replace(sent=Sent(places, spare))
+
+    def send_each(self, both: Tensor) -> list[Drawn]:
+        """The tokens of as many answers with their weights, see `together`, each apart. From a GPU all are
+        sent to the host together: a copy takes the host longer than the device.
+        """
+        tokens, weights = both.unbind()
+        each = tokens.split(1)
+        if not both.is_cuda:
+            return [Drawn(*one) for one in zip(each, weights.view(torch.float64).split(1), strict=True)]
+        places, spare = self._places(len(tokens))
+        places.both.copy_(both, non_blocking=True)
+        places.event.record()
+        sent = Sent(places, spare)
+        return [Drawn(token, ELSEWHERE, sent, row) for row, token in enumerate(each)]
+
+    def _places(self, count: int) -> tuple[Places, list[Places]]:
+        """Places for this many tokens, and what takes them back."""
+        spare = self._spare[count]
+        return spare.pop() if spare else _make(count), spare
 
 
 def _make(count: int) -> Places:
-    token, weight = (torch.empty(count, dtype=kind, pin_memory=True) for kind in (torch.int64, torch.float32))
-    return Places(token, weight, torch.cuda.Event())
+    both = torch.empty(2, count, dtype=torch.int64, pin_memory=True)
+    return Places(both, both.numpy(), torch.cuda.Event())

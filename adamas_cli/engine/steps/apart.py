@@ -22,7 +22,7 @@ from adamas_cli.cache.apart import CachesApart, OneOfMany, apart_obstacle
 from adamas_cli.cache.cache import KVCache
 from adamas_cli.cache.full import FullLayer
 from adamas_cli.cache.mode import Mode, Sparse
-from adamas_cli.engine.drawn import Drawn
+from adamas_cli.engine.drawn import together
 from adamas_cli.engine.model import Model
 from adamas_cli.engine.steps.captured import HOST_ROPE, left_as_they_were
 from adamas_cli.engine.steps.describe import SPLIT
@@ -81,14 +81,14 @@ class Row(OneOfMany):
 @dataclass
 class _Pass:
     """A pass of some number of rows, captured if there is a graph. tokens: int64 [rows]; logits [rows, V] and
-    drawn: of the last one.
+    drawn, the greedy tokens, int64 [2, rows]: of the last one.
     """
 
     caches: CachesApart
     tokens: Tensor
     graph: torch.cuda.CUDAGraph | None = None
     logits: Tensor | None = None
-    drawn: Drawn | None = None
+    drawn: Tensor | None = None
 
 
 class StepsApart:
@@ -102,6 +102,8 @@ class StepsApart:
         self.captures = captures and model.device.type == "cuda"
         self._passes: dict[tuple[Likeness, int, int], _Pass] = {}
         self._several: torch.cuda.Event | None = None  # after the last pass of several tokens
+        # Where passes of one token and of several are captured: products share their stream's scratch memory.
+        self._streams: list[torch.cuda.Stream] = []
 
     @classmethod
     def of(cls, model: Model, *, captures: bool) -> StepsApart:
@@ -112,10 +114,10 @@ class StepsApart:
         assert isinstance(found, cls)
         return found
 
-    def step(self, rows: Sequence[Row]) -> tuple[Tensor, Drawn]:
+    def step(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Append a token, int64 [1], to each sequence, at most LARGEST_STEP, which attend alike; or several,
         int64 [n], to one that attends fully. Returns the logits after each, [n, vocabulary], and the greedy
-        tokens, int64 [n], with their logits.
+        tokens with their logits, int64 [2, n], see `drawn.together`.
         """
         new = len(rows[0].token)
         if new > 1 and self._several is not None:  # perhaps on another stream
@@ -126,7 +128,8 @@ class StepsApart:
         taken = self._pass(rows, new)
         taken.caches.seat(rows)
         count = len(rows) * new
-        _put_side_by_side([row.token for row in rows], taken.tokens[:count])
+        place = taken.tokens if count == len(taken.tokens) else taken.tokens[:count]
+        _put_side_by_side([row.token for row in rows], place)
         if taken.graph is not None:
             taken.graph.replay()
         else:
@@ -134,11 +137,13 @@ class StepsApart:
         taken.caches.count_step(rows)
         assert taken.logits is not None
         assert taken.drawn is not None
-        token, weight = (x[:count].clone() for x in (taken.drawn.token, taken.drawn.weight))
-        logits = taken.logits[:count].clone()
+        logits, drawn = taken.logits, taken.drawn
+        if count < len(logits):
+            logits, drawn = logits[:count], drawn[:, :count]
+        logits, drawn = logits.clone(), drawn.clone()
         if new > 1 and self._model.device.type == "cuda":
             self._several = torch.cuda.current_stream(self._model.device).record_event(self._several)
-        return logits, Drawn(token, weight)
+        return logits, drawn
 
     def prepare(self, row: Row) -> None:
         """Have the pass of a sequence alone compiled and captured."""
@@ -167,20 +172,20 @@ class StepsApart:
 
     def _capture(self, one: _Pass) -> None:
         """Make a graph of a pass, whose rows are unused meanwhile; none if that fails."""
-        device = self._model.device
-        stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        device, several = self._model.device, one.caches.new > 1
+        self._streams = self._streams or [torch.cuda.Stream(device), torch.cuda.Stream(device)]
+        stream, graph = self._streams[several], torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):  # a dry run compiles kernels and creates buffers
             self._run(one)
         torch.cuda.current_stream(device).wait_stream(stream)
-        # Graphs of a pool never run at once.
-        several = one.caches.new > 1
+        # Graphs with one pool of memory never run at once.
         alike = (other for other in self._passes.values() if (other.caches.new > 1) == several)
         pool = next((other.graph.pool() for other in alike if other.graph), None)
         try:
             with (
                 left_as_they_were(device),
-                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
             ):
                 self._run(one)
         except torch.OutOfMemoryError:
@@ -199,7 +204,7 @@ class StepsApart:
             positions = (positions[..., None] + ahead).flatten(1)
         one.logits = self._model.forward(one.tokens, caches, caches.mode, every=True, positions=positions)
         weights, tokens = one.logits.max(-1)
-        one.drawn = Drawn(tokens, weights.float())
+        one.drawn = together(tokens, weights)
 
 
 def _put_side_by_side(tokens: list[Tensor], place: Tensor) -> None:
