@@ -24,7 +24,7 @@ from adamas_cli.models import ModelFiles, load
 from adamas_cli.models.device import choose_dtype
 from adamas_cli.models.quantization import PACKAGES, packing_obstacle
 from adamas_cli.models.shape import read_shape, shape_of_config
-from adamas_cli.planning.choice import PREFILL_CHUNK, budget_for
+from adamas_cli.planning.choice import AUTO_MIN_CONTEXT, PREFILL_CHUNK, budget_for
 from adamas_cli.planning.decision import Backends, Decision, Machine, check_place, decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.planning.needs import PLANES, UNPACKED
@@ -40,7 +40,8 @@ from adamas_cli.settings import (
 from adamas_cli.store.settings import StoreSettings
 
 UNSERVED = "unserved"
-SHORT, LONG = 300, 5000  # tokens below and above the threshold at which a CPU decodes sparsely
+# Tokens below and above the threshold at which a CPU decodes sparsely.
+SHORT, LONG = 300, AUTO_MIN_CONTEXT["cpu"] + 900
 OLD, NEW = (7, 5), (9, 0)  # compute capabilities that Triton does not support, and does
 
 

@@ -38,6 +38,7 @@ from adamas_cli.errors import ModelUnavailableError
 from adamas_cli.forecast.calibration import calibrate
 from adamas_cli.models import LoadedModel, ModelFiles, load
 from adamas_cli.models.families import BESIDES_TEXT, RESTARTING, UNANSWERING
+from adamas_cli.planning.choice import AUTO_MIN_CONTEXT
 from adamas_cli.planning.decision import decide
 from adamas_cli.planning.facts import config_facts, file_facts, machine_facts
 from adamas_cli.progress import Silent
@@ -50,7 +51,7 @@ FULL = AttentionSettings("full")
 WHOLE = AttentionSettings("adamas", SparseSettings(budget=1000))  # sparse steps that attend to everything
 DOCUMENT, QUESTION, ANSWER = 100, 4, 3  # tokens
 CHUNK, SHORT_CHUNK, BLOCK = 40, 7, 64
-LONG = 5000  # a context at which a CPU decodes sparsely
+LONG = AUTO_MIN_CONTEXT["cpu"] + 900  # a context at which a CPU decodes sparsely
 HERE = sorted(set(FAMILIES) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 RUNNING = [name for name in HERE if not FAMILIES[name].refused and FAMILIES[name].text is None]
 

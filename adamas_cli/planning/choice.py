@@ -18,7 +18,7 @@ SPARSE_PAIR_COST = 0.3  # of a query with a key, where most blocks are skipped; 
 # reference in plain torch never is: it unpacks all codes at every step. On a GPU, a full step takes as long
 # as reading its keys and values, so the limit is their bytes in a layer; a sparse step takes as long as
 # choosing its tokens: (largest budget, bytes), as measured on an H100.
-AUTO_MIN_CONTEXT = {"cpu": 4096, "torch": math.inf}
+AUTO_MIN_CONTEXT = {"cpu": 12_288, "torch": math.inf}
 AUTO_MIN_BYTES = {"triton": ((256, 45e6), (768, 110e6), (1536, 200e6), (math.inf, 900e6))}
 # Budgets that keep an answer's distribution close to full attention's at every length (docs/accuracy.md).
 LEAST_BUDGET, BUDGET_STEP, BUDGET_GROWTH = 256, 64, 4
