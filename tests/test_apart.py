@@ -371,7 +371,7 @@ def test_a_graph_gives_the_tokens_of_its_launches(name, attention, dtype):
         document = opened(model, 3000, attention, batch=batch, counts=True)
         own = [opened(model, 200 + n, attention, batch=batch, counts=True) for n in range(3)]
         answers = [begun(one, 8 + index) for index, one in enumerate(own)]
-        answers += [document.fork().answer(numbers(7, seed=n), Sampling(), 6 + n, ()) for n in range(14)]
+        answers += [document.fork().answer(numbers(7, seed=n), Sampling(), 6 + 2 * n, ()) for n in range(14)]
         found.append(in_turns(*answers[:5], chain(*answers[5:7]), *answers[7:]))
         passes = batch._together._steps._passes
         assert all((one.graph is not None) == graphs for one in passes.values())
