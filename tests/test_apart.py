@@ -32,6 +32,7 @@ from adamas_cli.cache.mode import Mode, Sparse
 from adamas_cli.cache.placement import Paged
 from adamas_cli.engine.attention import AttentionSettings
 from adamas_cli.engine.batch import Batch, Seat
+from adamas_cli.engine.decoding import OneByOne
 from adamas_cli.engine.drawn import Drawn, together
 from adamas_cli.engine.events import Token
 from adamas_cli.engine.model import Model
@@ -304,6 +305,42 @@ def test_a_step_takes_tokens_that_are_expected():
         seat.leave()
     assert one.row.settled == [10, 11, 12, 13]
     assert other.row.settled == [20, 21, 99]  # without 100, which was expected too
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2], ids=["none", "one", "two"])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_first_token_is_offered_to_steps_of_others(steps, greedy):
+    """However many they take until the answer's next turn, each of its tokens is fed once, and in order."""
+    batch = Batch(SimpleNamespace(dense=None))
+    batch._together = Counting()
+
+    def begin(first: int) -> tuple[Seat, OneByOne]:
+        seat = batch.seat(SimpleNamespace(tell_length=lambda: None), Mode())
+        after = lambda logits, drawn: drawn  # noqa: E731
+        drawn = Drawn(torch.tensor([first]), torch.ones(1))
+        sampler = SimpleNamespace(next=lambda logits: drawn, after=after, greedy=greedy)
+        return seat, OneByOne(seat, sampler, torch.zeros(1))
+
+    def turn(saying: OneByOne, left: int) -> int:
+        token = saying.next(left)
+        saying.feed(left - 1)
+        return token
+
+    (other, others), (seat, saying) = begin(10), begin(200)
+    saying.offer(20)
+    assert seat.left.tolist() == [200]
+    told = [turn(others, 20) for _ in range(steps and 1 + steps)]
+    taken = batch.steps
+    said = [turn(saying, 20)]
+    assert batch.steps == taken  # the first token waits for none
+    for left in range(19, 9, -1):
+        told.append(turn(others, left))
+        said.append(turn(saying, left))
+    assert said == list(range(200, 211))
+    assert told == list(range(10, 10 + len(told)))
+    for one, first in ((other, 10), (seat, 200)):
+        one.leave()
+        assert one.row.settled == list(range(first, first + len(one.row.settled)))
 
 
 def test_a_step_is_awaited_by_answers_under_way():

@@ -169,6 +169,11 @@ class Batch:
         """Whether others than this seat have tokens that may be computed before they are begun."""
         return any(seat is not one and seat.expects for seat in self._seats)
 
+    def seats_beside(self, one: Seat) -> bool:
+        """Whether there are others whose steps this seat's tokens may join."""
+        steps = self._steps()
+        return any(seat is not one and steps.joins(one, seat) for seat in self._seats)
+
     def step(self, first: Seat) -> None:
         """Compute the pending tokens of this seat, and those of others as far as they fit in one step. Tokens
         that others are expected to begin with are computed too.
@@ -230,7 +235,12 @@ class Seat:
     @property
     def beside_others(self) -> bool:
         """See `Passes.beside_others`."""
-        return self.ahead and self._batch.seated > 1
+        return self._batch.seats_beside(self)
+
+    @property
+    def computed(self) -> bool:
+        """See `Passes.computed`."""
+        return not self.left.numel()
 
     @property
     def expects(self) -> bool:
@@ -239,7 +249,8 @@ class Seat:
 
     def expect(self, token: Tensor) -> None:
         """See `Passes.expect`."""
-        self._expected = token
+        if self._guessed is None:  # else what is expected now was computed already
+            self._expected = token
 
     def guess(self) -> None:
         """A step begins: without pending tokens it takes the expected one."""

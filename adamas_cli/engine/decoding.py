@@ -39,7 +39,12 @@ class Passes(Protocol):
 
     @property
     def beside_others(self) -> bool:
-        """Whether other answers are in progress, whose steps it shares."""
+        """Whether other answers are in progress whose steps it can share."""
+        ...
+
+    @property
+    def computed(self) -> bool:
+        """Whether `finish` needs no step."""
         ...
 
     def expect(self, token: Tensor) -> None:
@@ -67,7 +72,7 @@ class Alone:
     """An answer whose steps serve no other: each is computed on request."""
 
     alone = whole = True
-    awaited = beside_others = False
+    awaited = beside_others = computed = False
 
     def __init__(self, stepper: Stepper, mode: Mode) -> None:
         self._stepper, self._mode = stepper, mode
@@ -138,8 +143,8 @@ class OneByOne:
     """A step for each token. logits: before the first one, [vocabulary]. ranks: that share the model; all say
     the tokens that the first one draws.
 
-    For a token of a greedy answer, no operation of torch is called here: during each, another thread may take
-    the interpreter.
+    For a token of a greedy answer that shares its steps, no operation of torch is called here: during each,
+    another thread may take the interpreter.
     """
 
     def __init__(self, passes: Passes, sampler: Sampler, logits: Tensor, ranks: Ranks | None = None) -> None:
@@ -176,13 +181,13 @@ class OneByOne:
         if not offered:
             self._finish()
         coming = self._drawn
-        # Nothing may delay the first token, least of all compiling; but others' next tokens, which are
-        # computed in the same step, may not wait for it.
+        # Nothing may delay the first token, least of all compiling, nor a step that only it would need; but
+        # others' next tokens, which are computed in the same step, may not wait for it.
         self._fed = left > 1 and self._ahead and (not self._first or offered or self._passes.awaited)
         self._first = False
-        if self._fed:
-            if not offered:
-                self._begin(left - 1)
+        if self._fed and not offered:
+            self._begin(left - 1)
+        if self._fed and (not offered or self._passes.computed):
             self._finish()
             if left > 2:
                 self._passes.expect(self._drawn.token)

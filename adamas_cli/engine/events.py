@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prefill:
-    """Prompt tokens read so far; sent before the first chunk and after each one."""
+    """Prompt tokens read so far; sent after each chunk and, if it takes a while, before the first one."""
 
     done: int  # tokens in the cache that belong to this prompt, reused ones included
     total: int  # tokens of the prompt

@@ -40,7 +40,7 @@ from adamas_cli.engine.sampler import Sampler, require_finite
 from adamas_cli.engine.sampling import Sampling
 from adamas_cli.engine.steps.aside import Aside
 from adamas_cli.engine.steps.describe import SPLIT
-from adamas_cli.engine.steps.stepper import Stepper
+from adamas_cli.engine.steps.stepper import READ_IN_STEPS, Stepper
 from adamas_cli.errors import UsageError
 from adamas_cli.planning.decision import cache_format
 from adamas_cli.ranks.mirror import Arguments, Mirrored, created, mirrored, mirrored_events
@@ -594,6 +594,7 @@ class Timeline(Mirrored):
             self.logits = self._stepper.read(tokens, mode)
             return read(total)
         aside = Aside.of(self.model)
+        self.cache.make_room(READ_IN_STEPS)
         try:
             with aside.run():
                 self.logits = self._stepper.read(tokens, mode)
@@ -680,7 +681,9 @@ class Timeline(Mirrored):
         return self.batch is not None and self._stepper.batch_obstacle(mode) is None
 
     def _others_decode(self, mode: Mode) -> bool:
-        """Whether there are answers in progress with which an answer in this mode would take its steps."""
+        """Whether there are answers in progress, among them perhaps some with which an answer in this mode
+        will take its steps.
+        """
         return self.batch is not None and self.batch.seated > 0 and self._shares_steps(mode)
 
     def _passes(self, mode: Mode) -> Passes:

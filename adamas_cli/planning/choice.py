@@ -14,9 +14,10 @@ OTHER_CHUNK = 2048
 # and to answer as well (docs/accuracy.md, docs/performance.md); other devices read densely.
 SPARSE_READING_FROM = {"cpu": 16_000, "cuda": 30_000}
 SPARSE_PAIR_COST = 0.3  # of a query with a key, where most blocks are skipped; until some are timed
-# Contexts from which a sparse decode step is faster than a full one, by backend (docs/performance.md). The
-# reference in plain torch never is: it unpacks all codes at every step. On a GPU, a full step takes as long
-# as reading its keys and values, so the limit is their bytes in a layer; a sparse step takes as long as
+# Contexts from which a sparse decode step is at least as fast as a full one, by backend; with AVX2 to within
+# 3 % (docs/performance.md). The reference in plain torch never is: it unpacks all codes at every step. On a
+# GPU, a full step takes as long as reading its keys and values, so the limit is their bytes in a layer; a
+# sparse step takes as long as
 # choosing its tokens: (largest budget, bytes), as measured on an H100.
 AUTO_MIN_CONTEXT = {"cpu": 12_288, "torch": math.inf}
 AUTO_MIN_BYTES = {"triton": ((256, 45e6), (768, 110e6), (1536, 200e6), (math.inf, 900e6))}

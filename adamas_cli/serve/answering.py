@@ -210,8 +210,9 @@ class Answering:
             session.keep(ids, [document.path for _, document in prepared.prompt.documents])
         self._reading.add(name)
         try:
-            for event in session.sync(ids, len(prepared.prompt.ids)):
-                yield [event]
+            with closing(session.sync(ids, len(prepared.prompt.ids))) as events:
+                for event in events:
+                    yield [event]
         finally:
             self._reading.discard(name)
 

@@ -5,7 +5,7 @@ jobs run at once, one step each in turn; further ones wait.
 
 Python runs one thread at a time, and the event loop's work for every token of every client would hold up the
 next step: a message takes the loop about as long as a GPU takes for a token. So a job's events go to the loop
-several at once, and what a client gets is joined there as far as it waits.
+several at once, the more of them the more jobs there are.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from adamas_cli.serve.errors import BusyError, StoppingError
 
 T = TypeVar("T")
 RETRY_AFTER = 5  # seconds that a client is told to wait
-TOGETHER = 0.04  # seconds within which a job's events go to the event loop together
-SHARE = 1 / 2  # of the time since a job was submitted that its events may wait; later TOGETHER is less
+# Seconds that a job's events wait for others to go with them to the event loop, for each job in progress; and
+# the share of the time since it was submitted that they may wait at most.
+TOGETHER, SHARE = 0.005, 1 / 4
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +93,14 @@ class Job(Generic[T]):
         except Exception as error:
             return [_End(error)], True
 
-    def send(self, events: Sequence[T | _End], *, last: bool) -> None:
+    def send(self, events: Sequence[T | _End], *, last: bool, within: float = 0.0) -> None:
         """Send events, or what ends them, to the event loop, from the worker's thread. The first ones tell
-        the loop when to take them and those that have come until then.
+        the loop when to take them and those that have come until then: within so many seconds.
         """
+        if not events:  # it waits for another job
+            return
         self._sent.extend(events)
-        wait = min(TOGETHER, (time.monotonic() - self._submitted) * SHARE)
+        wait = min(within, (time.monotonic() - self._submitted) * SHARE)
         with suppress(RuntimeError):  # the loop has ended, so nobody listens
             if last:
                 self._loop.call_soon_threadsafe(self._take)
@@ -190,7 +193,7 @@ class Worker:
                 if last:
                     with self._changed:  # before the client hears of it, so that it may ask again
                         self._active.remove(job)
-                job.send(events, last=last)
+                job.send(events, last=last, within=TOGETHER * len(self._active))
         for job in [*self._active, *self._waiting]:
             job.close()
             job.send([_End(StoppingError())], last=True)

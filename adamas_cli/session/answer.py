@@ -30,7 +30,7 @@ class Origins:
 
 @dataclass(frozen=True)
 class Step:
-    """Any other event before an answer begins."""
+    """Any other event before an answer begins, as of a text that is read in parts."""
 
 
 @dataclass(frozen=True)

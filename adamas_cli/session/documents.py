@@ -210,11 +210,12 @@ class OpenDocuments:
         session.reach(reach)
         if session.timeline.length < len(self._ids):
             if self.layout.apart:
-                events = read_apart(session, self.layout, reach, tokens)
+                reading = read_apart(session, self.layout, reach, tokens)
             else:
-                events = session.sync(self._ids, tokens)
-            for event in events:
-                yield [event]
+                reading = session.sync(self._ids, tokens)
+            with closing(reading) as events:
+                for event in events:
+                    yield [event]
         return session
 
     def _position(self, tokens: int) -> int:

@@ -16,7 +16,8 @@ from adamas_cli.engine.model import Model
 class Aside:
     """A stream of its own. What runs there begins after all that the device was told before.
 
-    What it reads and writes must stay alive until `join`.
+    What it reads and writes must stay alive until `join`, so nothing that it uses may grow there: memory that
+    is given up on the host goes to work on the other stream at once.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,9 +27,10 @@ class Aside:
     @classmethod
     def of(cls, model: Model) -> Aside:
         """The one of a model on a GPU."""
-        found = model.shared.setdefault(cls, None) or cls(model.device)
+        if cls not in model.shared:
+            model.shared[cls] = cls(model.device)
+        found = model.shared[cls]
         assert isinstance(found, cls)
-        model.shared[cls] = found
         return found
 
     @contextmanager

@@ -110,7 +110,7 @@ class TritonBackend:
         self._dense, self._latent = DenseStep(chained), LatentStep(chained, shared)
         self._scratch: dict[tuple[int, ...], Scratch] = {}
         self._again: Tensor | None = None
-        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[torch.device, torch.dtype, int | None], Tensor] = {}
 
     def encode_keys(self, keys: Tensor, codebook: Codebook, codes: Tensor, scales: Tensor) -> None:
         """See `Backend.encode_keys`."""
@@ -206,8 +206,8 @@ class TritonBackend:
         return add_grouped(x, experts, chosen, shares, lambda count: self._buffer(x, count), UNPACKED)
 
     def _buffer(self, x: Tensor, count: int) -> Tensor:
-        """This many numbers of x's dtype, in one buffer shared by all unpacked weights."""
-        kind = x.device, x.dtype
+        """This many numbers of x's dtype, in one buffer of a stream, shared by all unpacked weights."""
+        kind = x.device, x.dtype, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
         buffer = self._buffers.get(kind)
         if buffer is None or buffer.numel() < count:
             buffer = self._buffers[kind] = x.new_empty(count)
