@@ -131,7 +131,7 @@ def test_pasted_lines_are_one_question(started, tmp_path):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(started, tmp_path):
-    screen = started("-n", "3500", "-o", "talk.md", "--temp", "1", "--seed", "2")
+    screen = started("-n", "3500", "-o", "talk.md", "--temp", "1", "--seed", "2", "--attn", "adamas")
     screen.wait_for_prompt()
     before = screen.lines
     screen.send("Who came?\r")
