@@ -362,8 +362,8 @@ def test_a_step_is_awaited_by_answers_under_way():
 
 @pytest.mark.parametrize("turns", [1, 2, 3], ids=["at once", "after a token", "later"])
 def test_an_answer_that_begins_needs_no_step_of_its_own(monkeypatch, plain, loaded, turns):
-    """What follows its first token is computed in others' next step. Wherever it is ended, its session goes
-    on as if it had not begun.
+    """What follows its first token is computed in others' next step, and all say what they say alone.
+    Wherever it is ended, its session goes on as if it had not begun.
     """
     document = opened(loaded["full"], 70, FULL, batch=Batch(Model.of(loaded["full"])), drafts="off")
     forks, questions = [document.fork() for _ in range(4)], [numbers(5, seed=seed) for seed in range(4)]
@@ -379,21 +379,26 @@ def test_an_answer_that_begins_needs_no_step_of_its_own(monkeypatch, plain, load
     monkeypatch.setattr(Batch, "step", counted)
     both = zip(forks, questions, strict=True)
     answers = [one.answer(its, Sampling(), 9, (), keep=True) for one, its in both]
-    for count in (2, 2, 3, 3):
-        in_turn = [next(one) for one in answers[:count]]
+    said = [list[int]() for _ in answers]
+
+    def take_turns(*counts: int) -> None:
+        for count in counts:
+            for one, tokens in list(zip(answers, said, strict=True))[:count]:
+                event = next(one)
+                tokens += [event.id] if isinstance(event, Token) else []
+
+    take_turns(2, 2, 3, 3)
     rows.clear()
-    for _ in range(turns):
-        in_turn = [next(one) for one in answers]
-    assert in_turn[0].index == 2 + turns
+    take_turns(*[4] * turns)
     assert rows
     assert min(rows) >= 3
     answers[3].close()
     assert len(forks[3].ids) == forks[3].cache.get_seq_length()
-    told = list(forks[3].go_on(np.concatenate([document.ids, questions[3]]), Sampling(), 2, ()))
-    expected = list(opened(plain["full"], 70, FULL).answer(questions[3], Sampling(), 2, ()))
-    assert [event.id for event in told if isinstance(event, Token)] == [
-        event.id for event in expected if isinstance(event, Token)
-    ]
+    said[3] = in_turns(forks[3].go_on(np.concatenate([document.ids, questions[3]]), Sampling(), 2, ()))[0]
+    for one, tokens in zip(questions, said, strict=True):
+        alone = opened(plain["full"], 70, FULL).answer(one, Sampling(), len(tokens), ())
+        assert tokens == in_turns(alone)[0]
+    assert len(said[0]) == 3 + turns
 
 
 @pytest.mark.gpu
