@@ -21,7 +21,7 @@ from adamas_cli.serve.errors import ApiError
 from adamas_cli.serve.lanes import Lanes
 from adamas_cli.serve.library import Library
 from adamas_cli.serve.requests import Asked, Message
-from adamas_cli.session.answer import Origins, Told, narrate
+from adamas_cli.session.answer import Origins, Told, narrate, singly
 from adamas_cli.session.chat_documents import ChatDocument, locate, shelved
 from adamas_cli.session.dialogue import Dialogue, Prompt, Reply, Turn
 from adamas_cli.session.listener import Listener
@@ -210,9 +210,7 @@ class Answering:
             session.keep(ids, [document.path for _, document in prepared.prompt.documents])
         self._reading.add(name)
         try:
-            with closing(session.sync(ids, len(prepared.prompt.ids))) as events:
-                for event in events:
-                    yield [event]
+            yield from singly(session.sync(ids, len(prepared.prompt.ids)))
         finally:
             self._reading.discard(name)
 

@@ -70,12 +70,10 @@ class Job(Generic[T]):
             come, self._come = self._come, []
             if come:
                 yield come
-            elif self._end is not None:
+            if self._end is not None and not self._come:
                 if self._end.error is not None:
                     raise self._end.error
                 return
-            if self._end is not None:
-                self._news.set()
 
     def step(self) -> tuple[Sequence[T | _End], bool]:
         """Take one step, in the worker's thread. Returns its events, or what ends the events, and whether it

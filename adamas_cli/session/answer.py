@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from adamas_cli.engine.events import Done, Event, Token
@@ -56,6 +57,13 @@ def narrate(events: Iterable[Event], listener: Listener) -> Iterator[list[Told]]
             rest = [Text(text, reasoning) for reasoning, text in listener.flush()]
             told = [*rest, *([Called()] if listener.called else []), event]
         yield told
+
+
+def singly(events: Generator[Event]) -> Iterator[list[Told]]:
+    """Each event as a step of its own, as `narrate` gives them."""
+    with closing(events):
+        for event in events:
+            yield [event]
 
 
 @dataclass(frozen=True)

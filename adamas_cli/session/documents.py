@@ -22,7 +22,7 @@ from adamas_cli.planning.together import answers_at_once
 from adamas_cli.prompt.counting import Counting
 from adamas_cli.prompt.layout import Layout, question_ids
 from adamas_cli.prompt.template import DEFAULT_TEMPLATE, Frame
-from adamas_cli.session.answer import Origins, Text, Told, narrate
+from adamas_cli.session.answer import Origins, Text, Told, narrate, singly
 from adamas_cli.session.apart import read_apart, require_joining
 from adamas_cli.session.listener import Listener
 from adamas_cli.session.runtime import Runtime
@@ -210,12 +210,9 @@ class OpenDocuments:
         session.reach(reach)
         if session.timeline.length < len(self._ids):
             if self.layout.apart:
-                reading = read_apart(session, self.layout, reach, tokens)
+                yield from singly(read_apart(session, self.layout, reach, tokens))
             else:
-                reading = session.sync(self._ids, tokens)
-            with closing(reading) as events:
-                for event in events:
-                    yield [event]
+                yield from singly(session.sync(self._ids, tokens))
         return session
 
     def _position(self, tokens: int) -> int:
