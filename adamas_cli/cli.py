@@ -18,6 +18,7 @@ from adamas_cli.commands.table import Commands
 from adamas_cli.config import config_path, read_config
 from adamas_cli.errors import INTERRUPTED, RankLostError, UsageError, as_user_error
 from adamas_cli.heap import collect_seldom
+from adamas_cli.lost_interrupts import deliver_lost_interrupts
 
 # typer's exception for a wrong command line; the base class of its public BadParameter has no public name.
 _PARSE_ERROR: Any = typer.BadParameter.__bases__[0]
@@ -67,6 +68,7 @@ def run(arguments: Sequence[str] | None = None, closed: Sequence[str] = ()) -> i
     """
     owns_process = arguments is None
     if owns_process:
+        deliver_lost_interrupts()
         collect_seldom()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):

@@ -357,10 +357,35 @@ def test_ctrl_c_ends_within_a_second(delay: float, tiny_model: Path, book: Path,
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    stdout, stderr = process.communicate()
+    try:
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert time.monotonic() - began < 2  # one second, or more on a busy machine
     assert (process.returncode, stdout, stderr) == (INTERRUPTED, b"", b"adamas: interrupted\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt"]
+
+
+@pytest.mark.parametrize(
+    "dropping",
+    [
+        "class Closed:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\nClosed()",
+        "ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()",
+        "class Held: pass\nheld = Held()\n"
+        "noted = weakref.ref(held, lambda _: signal.raise_signal(signal.SIGINT))\ndel held",
+    ],
+    ids=["finalizer", "called-by-c", "weak-reference"],
+)
+def test_an_interrupt_that_python_drops_comes_again(dropping: str) -> None:
+    """Without that, Python writes "Exception ignored" and the command goes on."""
+    program = (
+        "import ctypes, signal, time, weakref\n"
+        "from adamas_cli.lost_interrupts import deliver_lost_interrupts\n"
+        f"deliver_lost_interrupts()\n{dropping}\n"
+        "try:\n    time.sleep(30)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
 
 
 def test_a_terminal_that_tells_no_width_gets_the_answer(tiny_model: Path, book: Path) -> None:
