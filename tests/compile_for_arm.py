@@ -32,7 +32,7 @@ binding.initialize_all_asmprinters()
 binding.get_process_triple = lambda: TRIPLES[0]
 
 from adamas_kernels.cpu import build  # noqa: E402
-from adamas_kernels.cpu.floats import Bfloat16, Bytes, Float32, HalfBytes  # noqa: E402
+from adamas_kernels.cpu.floats import Bfloat16, Bytes, Float16, Float32, HalfBytes  # noqa: E402
 from numba.core import codegen  # noqa: E402
 
 _modules: list[str] = []  # LLVM code of all functions, each with the functions it inlines
@@ -91,9 +91,10 @@ def compile_all(formats: list[str]) -> None:
     build_dense(number, Bfloat16(), Bfloat16(), 7)
     build_dense(number, Bytes(), HalfBytes(), 9)
     build_encode(number)
-    build_flash(number, form_of(number))
+    build_flash(number, number, form_of(number, number))
+    build_flash(number, Float16(), form_of(number, Float16()))
     build_quantize(number)
-    build_reading(number, form_of(number))
+    build_reading(number, Float16(), form_of(number, Float16()))
     build_stages(available_forms()[0], number, number, number)
     for kind in formats:
         build_product(kind)

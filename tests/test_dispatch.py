@@ -84,11 +84,14 @@ def test_what_a_prefill_depends_on():
         return obstacles("prefill", Facts(CPU, **facts))[name]
 
     chunk = {"new": 8, "dim": 64, "dim_v": 64}
-    assert why_not("cpu", dtype=torch.float64, **chunk).startswith("queries, keys and values are not")
-    assert why_not("cpu", dtype=torch.bfloat16, **(chunk | {"new": 1})) == "it is one token"
-    assert why_not("triton", dtype=torch.bfloat16, **chunk) == "the model is on cpu, not on a GPU"
+    half = {"dtype": torch.float16, "kept": torch.float16}
+    assert why_not("cpu", dtype=torch.float64, kept=torch.float64, **chunk).startswith("queries, or keys and")
+    assert why_not("cpu", dtype=torch.float32, kept=torch.float16, **chunk) is None
+    assert why_not("cpu", dtype=torch.float32, kept=None, **chunk) is not None
+    assert why_not("cpu", **half, **(chunk | {"new": 1})) == "it is one token"
+    assert why_not("triton", **half, **chunk) == "the model is on cpu, not on a GPU"
     assert why_not("torch", **chunk) is None
-    facts = Facts(torch.device("mps"), torch.float32, **chunk)
+    facts = Facts(torch.device("mps"), torch.float32, torch.float32, **chunk)
     assert obstacles("prefill", facts)["cpu"] == "the model is on mps"
 
 
@@ -100,8 +103,8 @@ def test_what_a_product_depends_on():
 
 def test_facts_are_those_of_the_tensors():
     queries, keys = torch.zeros(1, 4, 7, 64), torch.zeros(1, 2, 9, 64)
-    assert Facts.of(queries, keys, keys[..., :48]) == Facts(CPU, torch.float32, 7, 64, 48)
-    assert Facts.of(queries, keys.half(), keys).dtype is None
+    assert Facts.of(queries, keys, keys[..., :48]) == Facts(CPU, torch.float32, torch.float32, 7, 64, 48)
+    assert Facts.of(queries, keys.half(), keys).kept is None
     assert not Facts.of(queries, keys.transpose(2, 3), keys).rows
 
 

@@ -140,7 +140,9 @@ def test_logits_are_those_of_transformers(plain_numbers, pack, name, attention):
 def test_a_budget_of_all_tokens_is_full_attention(pack, scorer):
     packed, _ = pack(build("qwen2"))
     everything = AttentionSettings("adamas", SparseSettings(budget=2000, scorer=scorer))
-    torch.testing.assert_close(scores(packed, everything), scores(packed, FULL), rtol=1e-3, atol=1e-3)
+    found, expected = scores(packed, everything), scores(packed, FULL)
+    # Where reading rounds attention to 16 bits, an activation may be rounded to another integer of 8 bits.
+    assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_cache_in_bfloat16(plain_numbers, pack):
@@ -247,7 +249,7 @@ def test_a_packed_layer_is_a_linear_layer(pack, rows, dtype):
 def test_layers_of_several_types_decode_as_their_numbers_do(attention):
     sizes = COMMON | {"hidden_size": 96, "intermediate_size": 128}
     packed = randomized(LlamaForCausalLM(LlamaConfig(**sizes, mlp_bias=True)))
-    plain, backend = copy.deepcopy(packed), CpuBackend()
+    plain, backend = copy.deepcopy(packed), CpuBackend(rounds=False)
     linears = [name for name, module in packed.named_modules() if type(module) is nn.Linear]
     kinds = ("Q4_0", "Q5_1", "Q8_0", "F16", "Q4_1", "BF16", "Q5_0", "F32")  # a layer has seven linear layers
     for name, kind in zip(linears, itertools.cycle(kinds)):

@@ -176,7 +176,7 @@ def test_models_that_read_sparsely(changes, why):
 def test_a_plan_counts_the_means_that_layers_keep(sparse):
     shape = sparse.model.shape
     kept = [
-        layer.means.over(*layer._seen(layer.uncoded(), torch.float32), LENGTH)
+        layer.means.over(*layer._seen(layer.uncoded(), torch.float32), torch.float32, LENGTH)
         for layer in sparse.cache.kept[DENSE_LAYERS:]
     ]
     held = sum(part.nbytes for means in kept for part in vars(means).values())

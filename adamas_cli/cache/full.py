@@ -49,10 +49,10 @@ def rows_like(states: Sequence[Tensor], formats: Formats | None) -> list[Tensor]
 
 
 def _some(rows: Tensor, dtype: torch.dtype, centre: Tensor | None, tokens: slice) -> Tensor:
-    """Some tokens of rows [B, K, S, R], unpacked."""
+    """Some tokens of rows [B, K, S, R]: packed ones as this dtype, others as they are."""
     seen = rows[:, :, tokens]
     if not is_packed(rows.dtype):
-        return seen.to(dtype)
+        return seen
     return serving("read_rows", Facts(rows.device)).read_rows(seen, dtype, centre)
 
 
@@ -227,7 +227,7 @@ class FullLayer(Layer, CacheLayerMixin):
     ) -> Tensor:
         """`_attend_to_all`, skipping blocks that hold little of the softmax."""
         keys, values = self._seen(kept, queries.dtype)
-        blocks = means.over(keys, values, self.capacity)
+        blocks = means.over(keys, values, queries.dtype, self.capacity)
         backend = read.backend or serving("prefill_sparsely", Facts.of(queries, keys, values))
         out, _ = backend.prefill_sparsely(
             queries, keys, values, blocks, scaling, read.settings, computed=read.computed
@@ -235,7 +235,7 @@ class FullLayer(Layer, CacheLayerMixin):
         return out
 
     def _seen(self, kept: DenseCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens, unpacked to this format."""
+        """Keys and values of all tokens, packed ones unpacked to this format."""
         tokens = slice(0, self.length)
         return _some(kept.keys, dtype, kept.centre, tokens), _some(kept.values, dtype, None, tokens)
 

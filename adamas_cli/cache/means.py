@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from adamas_kernels.contract import Facts
 from adamas_kernels.dispatch import serving
 from adamas_kernels.reading import KEY_BLOCK, BlockMeans
@@ -15,13 +16,13 @@ class Means:
         self._of: BlockMeans | None = None
         self._blocks = 0  # that have means
 
-    def over(self, keys: Tensor, values: Tensor, capacity: int) -> BlockMeans:
-        """The means of all whole blocks of keys and values, [B, K, S, D]. capacity: tokens to make
-        room for.
+    def over(self, keys: Tensor, values: Tensor, dtype: torch.dtype, capacity: int) -> BlockMeans:
+        """The means of all whole blocks of keys and values, [B, K, S, D], in this dtype. capacity: tokens to
+        make room for.
         """
         room = max(capacity, keys.shape[2]) // KEY_BLOCK
         if self._of is None or self._of.blocks < room:
-            self._of, self._blocks = BlockMeans.empty(keys, values, room), 0
+            self._of, self._blocks = BlockMeans.empty(keys, values, room, dtype), 0
         backend = serving("summarize", Facts.of(keys, keys, values))
         backend.summarize(keys, values, self._of, self._blocks * KEY_BLOCK)
         self._blocks = keys.shape[2] // KEY_BLOCK

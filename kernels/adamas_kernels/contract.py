@@ -313,13 +313,14 @@ AnyWeight = Tensor | BlockWeight | PlaneWeight  # what a linear layer multiplies
 class Facts:
     """What decides which backend serves an operation.
 
-    dtype: of queries, keys and values, None if they differ. new: tokens that attend. dim, dim_v: head sizes
-    of keys and values. rows: whether queries, keys and values have contiguous rows. packed: whether weights
-    are packed.
+    dtype: of queries. kept: of keys and values, None if theirs differ. new: tokens that attend. dim, dim_v:
+    head sizes of keys and values. rows: whether queries, keys and values have contiguous rows. packed:
+    whether weights are packed.
     """
 
     device: torch.device
     dtype: torch.dtype | None = None
+    kept: torch.dtype | None = None
     new: int = 1
     dim: int = 0
     dim_v: int = 0
@@ -330,9 +331,11 @@ class Facts:
     def of(cls, queries: Tensor, keys: Tensor, values: Tensor) -> Facts:
         """The facts about attention from queries [B, H, N, D] over keys and values [B, K, S, D]."""
         tensors = queries, keys, values
-        dtype = queries.dtype if queries.dtype == keys.dtype == values.dtype else None
+        kept = keys.dtype if keys.dtype == values.dtype else None
         rows = all(x.stride(-1) == 1 for x in tensors)
-        return cls(queries.device, dtype, queries.shape[2], queries.shape[3], values.shape[3], rows)
+        return cls(
+            queries.device, queries.dtype, kept, queries.shape[2], queries.shape[3], values.shape[3], rows
+        )
 
 
 class Backend(Protocol):
@@ -362,7 +365,7 @@ class Backend(Protocol):
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """Causal attention of the newest N tokens, queries [B, H, N, D], over keys and values [B, K, S, D],
-        S >= N, in memory bounded by the chunk.
+        S >= N, in memory bounded by the chunk. Keys and values may have another dtype than queries.
 
         lengths: int32 [B], tokens of each sequence before the new ones, whose keys and values follow them;
         None means S - N for all. If given, the host waits for them; if they differ, each sequence is computed
@@ -390,9 +393,9 @@ class Backend(Protocol):
         """`prefill`, but key blocks with little weight for a query block are replaced by their means, see
         `reading.py`. Windows are not supported.
 
-        means: of all whole blocks of the keys, the new ones included. computed: int64 [2] on the device; the
-        blocks multiplied, and the blocks that dense reading would multiply, are added to it, counted per
-        query head.
+        means: of all whole blocks of the keys, the new ones included, in the queries' dtype. computed: int64
+        [2] on the device; the blocks multiplied, and the blocks that dense reading would multiply, are added
+        to it, counted per query head.
         """
 
     def dense_step(

@@ -66,8 +66,9 @@ def _triton(facts: Facts) -> str | None:
 
 
 def _triton_prefill(facts: Facts) -> str | None:
-    wide = facts.dtype is None or facts.dtype.itemsize != 2
-    return _triton(facts) or _one_token(facts) or (f"keys are {_name(facts.dtype)}" if wide else None)
+    dtype = facts.dtype if facts.dtype == facts.kept else None
+    wide = dtype is None or dtype.itemsize != 2
+    return _triton(facts) or _one_token(facts) or (f"keys are {_name(dtype)}" if wide else None)
 
 
 def _triton_linear(facts: Facts) -> str | None:

@@ -44,7 +44,7 @@ class ReadSettings:
 
 @dataclass
 class BlockMeans:
-    """Statistics of each whole block of one layer's keys and values, in their dtype, with spare room:
+    """Statistics of each whole block of one layer's keys and values, in one dtype, with spare room:
     [B, K, C, D] each, the last dimension contiguous.
 
     keys, values: means. spreads: the variance of each coordinate of the keys.
@@ -55,11 +55,11 @@ class BlockMeans:
     spreads: Tensor
 
     @classmethod
-    def empty(cls, keys: Tensor, values: Tensor, blocks: int) -> BlockMeans:
-        """Room for this many blocks of keys and values like [B, K, N, D]."""
+    def empty(cls, keys: Tensor, values: Tensor, blocks: int, dtype: torch.dtype | None = None) -> BlockMeans:
+        """Room for this many blocks of keys and values like [B, K, N, D]. dtype: theirs if None."""
         shape = (*keys.shape[:2], blocks)
-        means, spreads = (keys.new_empty(*shape, keys.shape[-1]) for _ in range(2))
-        return cls(means, values.new_empty(*shape, values.shape[-1]), spreads)
+        means, spreads = (keys.new_empty(*shape, keys.shape[-1], dtype=dtype) for _ in range(2))
+        return cls(means, values.new_empty(*shape, values.shape[-1], dtype=dtype), spreads)
 
     @property
     def blocks(self) -> int:

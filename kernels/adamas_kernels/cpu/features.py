@@ -25,5 +25,6 @@ IS_ARM = platform.machine() in levels.ARM
 # x86 before 2012 converts float16 by calling a library function that compiled code cannot find.
 CONVERTS_HALVES = not IS_X86 or "f16c" in FEATURES
 MULTIPLIES_BFLOAT16 = "avx512bf16" in FEATURES  # pairs of bfloat16, into float32 sums
+MULTIPLIES_SHORTS = "avx2" in FEATURES  # pairs of int16, into int32 sums, at twice the rate of float32
 COMPRESSES = "avx512f" in FEATURES  # moves chosen lanes of a vector together in one instruction
 DOT_BYTES = "dotprod" in FEATURES  # one Arm instruction sums products of four signed bytes

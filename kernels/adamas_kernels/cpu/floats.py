@@ -24,6 +24,7 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 
+ZERO, ONE, LEAST = np.float32(0), np.float32(1), np.float32(-np.inf)
 LOG2_E = np.float32(1.44269504)
 LN2 = np.float32(0.69314718)
 LN2_HIGH = np.float32(0.693359375)  # few bits, so its product with an exponent is exact

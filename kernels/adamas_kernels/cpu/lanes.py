@@ -212,6 +212,18 @@ def store_bytes(typing_context, address, ints):
 
 
 @intrinsic
+def store_shorts(typing_context, array, index, ints):
+    """Write the low 16 bits of each int32 to LANES neighbours of a contiguous array of 16-bit numbers."""
+
+    def emit(context, builder, sig, args):
+        place = _address(context, builder, sig.args[0], args[0], args[1], SHORTS)
+        builder.store(builder.trunc(args[2], SHORTS), place).align = 2
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, ints), emit
+
+
+@intrinsic
 def store_words(typing_context, address, step, ints):
     """Write the low byte of each int32, four neighbours at a time, to addresses `step` bytes apart."""
 
@@ -297,13 +309,16 @@ def multiply_add(typing_context, a, b, c):
     """a b + c, rounded once if the CPU can."""
 
     def emit(context, builder, sig, args):
-        name = f"llvm.fmuladd.v{LANES}f32"
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(NUMBERS, [NUMBERS] * 3), name
-        )
-        return builder.call(function, args)
+        return fused(builder, *args)
 
     return FLOATS(a, b, c), emit
+
+
+def fused(builder, a, b, c):
+    """The same, for other intrinsics."""
+    name = f"llvm.fmuladd.v{LANES}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(NUMBERS, [NUMBERS] * 3), name)
+    return builder.call(function, [a, b, c])
 
 
 @intrinsic

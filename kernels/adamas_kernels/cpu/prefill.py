@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba.extending import overload
 from torch import Tensor
 
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu.build import njit, source_stamp, stage
-from adamas_kernels.cpu.floats import KINDS, LN2, LOG2_E, Kind, capped, exp2, put_float
+from adamas_kernels.cpu.floats import KINDS, LEAST, LN2, LOG2_E, ONE, ZERO, Kind, capped, exp2, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,
     first_lane,
@@ -32,15 +33,20 @@ from adamas_kernels.cpu.lanes import (
 )
 from adamas_kernels.cpu.records import FLASH, first_seen, flashes_at, floats_at, numbers_at
 from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.shorts import pack_short_keys, pack_short_values, round_row, weigh_shorts
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.tile import (
+    FACTORS,
     ROWS,
+    TILE,
     Form,
-    Pairs,
+    Shorts,
     form_of,
+    key_words,
     multiply_panel,
     per_word,
     put_number,
+    value_words,
     weights_for,
     word_of,
     words_at,
@@ -48,48 +54,105 @@ from adamas_kernels.cpu.tile import (
 )
 from adamas_kernels.softmax import PLAIN, Softmax
 
-TILE = 64  # keys side by side in a packed panel
-BLOCK = 4 * TILE  # keys whose scores are kept at a time
+BLOCK = 8 * TILE  # keys whose scores are kept at a time
 SCORES = BLOCK + LANES  # stride between queries' scores: a power of two would cause L1 conflicts
 RANGE = 4 * BLOCK  # keys that are repacked at a time
-BLOCK_ROWS = 8 * ROWS  # queries of one head per task
-LEAST = np.float32(-np.inf)
-ZERO, ONE = np.float32(0), np.float32(1)
+BLOCK_ROWS = 6 * ROWS  # queries of one head per task
 ZERO_BITS = np.uint16(0)  # of a bfloat16
 
 
 @njit
-def pack_keys(kind, form, flash, head, tile):
+def pack_keys(kept, form, flash, head, tile):
     """Repack TILE keys of one KV head: coordinates of a key as words, keys side by side."""
-    first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, flash.dim // per_word(form)
-    keys = numbers_at(flash.key, kind)
-    packed = words_at(form, flash.packed_keys + 4 * (head * flash.room + tile) * TILE * words)
-    for i in range(TILE):
-        at = head * flash.key_h + (first + i) * flash.key_n
-        for word in range(words):
-            if first + i < total:
-                place = at + word * per_word(form)
-                packed[word * TILE + i] = word_of(form, keys[place], keys[place + per_word(form) - 1])
-            else:
-                packed[word * TILE + i] = 0
+    first, total = (flash.first + tile) * TILE, flash.past + flash.new
+    place = (head * flash.room + tile) * key_words(form, flash.dim)
+    put_keys(form, kept, flash, head, first, total, flash.packed_keys + 4 * place)
 
 
 @njit
-def pack_values(kind, form, flash, head, tile):
+def pack_values(kept, form, flash, head, tile):
     """Repack TILE values of one KV head: neighbouring tokens as words."""
-    first, total, words = (flash.first + tile) * TILE, flash.past + flash.new, TILE // per_word(form)
-    values = numbers_at(flash.value, kind)
-    packed = words_at(form, flash.packed_values + 4 * (head * flash.room + tile) * words * flash.dim_v)
-    for word in range(words):
-        token = first + word * per_word(form)
-        at, out = head * flash.value_h + token * flash.value_n, word * flash.dim_v
-        upper = at + (per_word(form) - 1) * flash.value_n
-        if token + per_word(form) <= total:
-            for d in range(flash.dim_v):
-                packed[out + d] = word_of(form, values[at + d], values[upper + d])
-        else:
-            for d in range(flash.dim_v):
-                packed[out + d] = word_of(form, values[at + d], ZERO_BITS) if token < total else 0
+    first, total = (flash.first + tile) * TILE, flash.past + flash.new
+    place = head * flash.room + tile
+    of_keys = flash.packed_keys + 4 * (
+        place * key_words(form, flash.dim) + flash.dim // per_word(form) * TILE
+    )
+    at = flash.packed_values + 4 * place * value_words(form, flash.dim_v)
+    put_values(form, kept, flash, head, first, total, at, of_keys)
+
+
+def put_keys(form, kept, flash, head, first, total, packed_at):
+    """Write a packed tile of keys from `first` on to an address; keys from `total` on are zeros."""
+    raise NotImplementedError
+
+
+@overload(put_keys)
+def _put_keys(form, kept, flash, head, first, total, packed_at):
+    if form.instance_class is Shorts:
+        return lambda form, kept, flash, head, first, total, packed_at: pack_short_keys(
+            kept, flash, head, first, total, packed_at
+        )
+
+    def put(form, kept, flash, head, first, total, packed_at):
+        keys, packed = numbers_at(flash.key, kept), words_at(form, packed_at)
+        for i in range(TILE):
+            at = head * flash.key_h + (first + i) * flash.key_n
+            for word in range(flash.dim // per_word(form)):
+                if first + i < total:
+                    place = at + word * per_word(form)
+                    packed[word * TILE + i] = word_of(form, keys[place], keys[place + per_word(form) - 1])
+                else:
+                    packed[word * TILE + i] = 0
+
+    return put
+
+
+def put_values(form, kept, flash, head, first, total, packed_at, of_keys):
+    """The same of values. of_keys: the address of what follows the words of their keys, see `shorts.py`."""
+    raise NotImplementedError
+
+
+@overload(put_values)
+def _put_values(form, kept, flash, head, first, total, packed_at, of_keys):
+    if form.instance_class is Shorts:
+        return lambda form, kept, flash, head, first, total, packed_at, of_keys: pack_short_values(
+            kept, flash, head, first, total, packed_at, of_keys
+        )
+
+    def put(form, kept, flash, head, first, total, packed_at, of_keys):
+        values, packed = numbers_at(flash.value, kept), words_at(form, packed_at)
+        for word in range(TILE // per_word(form)):
+            token = first + word * per_word(form)
+            at, out = head * flash.value_h + token * flash.value_n, word * flash.dim_v
+            upper = at + (per_word(form) - 1) * flash.value_n
+            if token + per_word(form) <= total:
+                for d in range(flash.dim_v):
+                    packed[out + d] = word_of(form, values[at + d], values[upper + d])
+            else:
+                for d in range(flash.dim_v):
+                    packed[out + d] = word_of(form, values[at + d], ZERO_BITS) if token < total else 0
+
+    return put
+
+
+def put_query(form, source, at, dim, query, place, units, row):
+    """Write a query in the format of words, and its unit if the form has one."""
+    raise NotImplementedError
+
+
+@overload(put_query)
+def _put_query(form, source, at, dim, query, place, units, row):
+    if form.instance_class is Shorts:
+
+        def put(form, source, at, dim, query, place, units, row):
+            units[row * FACTORS] = round_row(source, at, dim, query, place)
+    else:
+
+        def put(form, source, at, dim, query, place, units, row):
+            for d in range(dim):
+                put_number(query, place + d, source[at + d])
+
+    return put
 
 
 @njit
@@ -106,12 +169,66 @@ def hide_before(scores, at, hidden):
         scores[at + i] = LEAST
 
 
-@njit
-def weigh_row(scores, at, weights, scaling, seen, width, highest, sums, row, sum_row, dim_v):
+def weigh_row(
+    form, scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
+):
     """Scores of one query -> its weights, in the format of words; updates its maximum, sum and summed values.
 
-    seen: how many of the `width` keys, a multiple of LANES, the query attends to. Maxima are exponents of 2.
+    seen: how many of the `width` keys, a multiple of TILE, the query attends to. Maxima are exponents of 2.
+    tiles: see `shorts.py`. factors: float32; with `Shorts`, it has room for FACTORS from `place` on and gets
+    what the weights of each tile are multiplied by.
     """
+    raise NotImplementedError
+
+
+@overload(weigh_row)
+def _weigh_row(
+    form, scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
+):
+    weigh = weigh_shorts if form.instance_class is Shorts else weigh_floats
+
+    def weigh_as_formed(
+        form,
+        scores,
+        at,
+        weights,
+        tiles,
+        factors,
+        place,
+        scaling,
+        seen,
+        width,
+        highest,
+        sums,
+        row,
+        sum_row,
+        dim_v,
+    ):
+        weigh(
+            scores,
+            at,
+            weights,
+            tiles,
+            factors,
+            place,
+            scaling,
+            seen,
+            width,
+            highest,
+            sums,
+            row,
+            sum_row,
+            dim_v,
+        )
+
+    return weigh_as_formed
+
+
+@njit
+def weigh_floats(
+    scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
+):
+    """`weigh_row`, with floats as weights."""
     scaling *= LOG2_E
     top = splat(LEAST)
     whole = seen // LANES * LANES
@@ -150,7 +267,9 @@ def meet(flash, row, key, count):
 
 
 @njit
-def weigh_rows(flash, scores, weights, first_row, rows, key, panels, highest, sums, summed):
+def weigh_rows(
+    form, flash, scores, weights, tiles, factors, first_row, rows, key, panels, highest, sums, summed
+):
     """`weigh_row` for some queries and `panels` tiles of keys from `key` on."""
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     for top in range(0, rows, ROWS):
@@ -168,7 +287,8 @@ def weigh_rows(flash, scores, weights, first_row, rows, key, panels, highest, su
                 hide_before(scores, row * SCORES, min(hidden, seen))
             factor, sum_row = ONE if cap else scaling, floats_at(summed + 4 * row * flash.dim_v)
             weigh_row(
-                scores, row * SCORES, weights, factor, seen, end, highest, sums, row, sum_row, flash.dim_v
+                form, scores, row * SCORES, weights, tiles, factors, row * FACTORS, factor, seen, end,
+                highest, sums, row, sum_row, flash.dim_v,
             )  # fmt: skip
 
 
@@ -180,16 +300,15 @@ def attend_block(kind, form, flash, head, block):
     """
     first_row = block * BLOCK_ROWS
     count = min(BLOCK_ROWS, flash.new - first_row)
-    words, value_words = flash.dim // per_word(form), TILE // per_word(form)
-    value_n = 4 * flash.dim_v
-    query = zero_numbers(form, BLOCK_ROWS * flash.dim)
+    words, of_values, value_n = flash.dim // per_word(form), TILE // per_word(form), 4 * flash.dim_v
+    rests = np.zeros(BLOCK // TILE, np.int64)  # addresses after the words of tiles of keys
+    query, units = zero_numbers(form, BLOCK_ROWS * flash.dim), np.zeros(BLOCK_ROWS * FACTORS, np.float32)
     scores = np.empty(BLOCK_ROWS * SCORES, np.float32)
-    weights = weights_for(form, scores)
+    weights, factors = weights_for(form, scores), np.empty(BLOCK_ROWS * FACTORS, np.float32)
     source = numbers_at(flash.query, kind)
     for row in range(count):
         at = head * flash.query_h + (first_row + row) * flash.query_n
-        for d in range(flash.dim):
-            put_number(query, row * flash.dim + d, source[at + d])
+        put_query(form, source, at, flash.dim, query, row * flash.dim, units, row)
     place = head * flash.rows + first_row
     highest, sums = floats_at(flash.highest + 4 * place), floats_at(flash.sums + 4 * place)
     summed = flash.sum + 4 * place * flash.dim_v
@@ -207,22 +326,27 @@ def attend_block(kind, form, flash, head, block):
         tile = tiles + start // TILE
         panels = min(BLOCK, flash.count * TILE - start) // TILE
         for panel in range(panels):
-            keys = flash.packed_keys + 4 * (tile + panel) * words * TILE
+            keys = flash.packed_keys + 4 * (tile + panel) * key_words(form, flash.dim)
+            rests[panel] = keys + 4 * words * TILE
             for top in range(0, count, ROWS):
                 if meet(flash, first_row + top, key + panel * TILE, TILE):
                     multiply_panel(
                         form, query.ctypes.data + 4 * top * words, 4 * words, keys, 4 * TILE,
                         scores.ctypes.data + 4 * (top * SCORES + panel * TILE), 4 * SCORES, words, TILE, 0,
+                        units.ctypes.data + 4 * top * FACTORS,
                     )  # fmt: skip
-        weigh_rows(flash, scores, weights, first_row, count, key, panels, highest, sums, summed)
+        weigh_rows(
+            form, flash, scores, weights, rests, factors, first_row, count, key, panels, highest, sums, summed
+        )
         for panel in range(panels):
-            values = flash.packed_values + (tile + panel) * value_words * value_n
+            values = flash.packed_values + 4 * (tile + panel) * value_words(form, flash.dim_v)
             for top in range(0, count, ROWS):
                 if meet(flash, first_row + top, key + panel * TILE, TILE):
                     place = (top * SCORES + panel * TILE) // per_word(form)
                     multiply_panel(
                         form, weights.ctypes.data + 4 * place, 4 * SCORES // per_word(form), values, value_n,
-                        summed + top * value_n, value_n, value_words, flash.dim_v, 1,
+                        summed + top * value_n, value_n, of_values, flash.dim_v, 1,
+                        factors.ctypes.data + 4 * (top * FACTORS + panel),
                     )  # fmt: skip
     if flash.last:
         out, floats = numbers_at(flash.out, kind), floats_at(summed)
@@ -243,22 +367,22 @@ class FlashStages(NamedTuple):
 
 
 @lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
-def build_pack(kind: Kind, form: Form) -> int:
+def build_pack(kept: Kind, form: Form) -> int:
     """Compile the stage that packs a range of keys and their values; tasks are tiles of a KV head."""
     stamp = source_stamp()
 
     def pack_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
-        pack_keys(kind, form, flash, task // flash.count, task % flash.count)
-        pack_values(kind, form, flash, task // flash.count, task % flash.count)
+        pack_keys(kept, form, flash, task // flash.count, task % flash.count)
+        pack_values(kept, form, flash, task // flash.count, task % flash.count)
 
     return stage(pack_task, STAGE)
 
 
 @lru_cache(maxsize=None, typed=True)
-def build_flash(kind: Kind, form: Form) -> FlashStages:
-    """Compile the stages for numbers of this kind, multiplied in this form."""
+def build_flash(kind: Kind, kept: Kind, form: Form) -> FlashStages:
+    """Compile the stages for queries of one kind, and keys and values of another, multiplied in this form."""
     stamp = source_stamp()
 
     def attend_task(task, thread, flash_at, unused, unused_too):
@@ -268,38 +392,38 @@ def build_flash(kind: Kind, form: Form) -> FlashStages:
         # The last blocks see the most keys: start with them, so that threads end together.
         attend_block(kind, form, flash, task // blocks, blocks - 1 - task % blocks)
 
-    return FlashStages(build_pack(kind, form), stage(attend_task, STAGE))
+    return FlashStages(build_pack(kept, form), stage(attend_task, STAGE))
 
 
 def flash_attention(
     runner: Runner, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softmax: Softmax = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D], all
-    of one dtype; without learned sinks.
+    """Causal attention of the newest N tokens, queries [1, H, N, D], over keys and values [1, K, S, D],
+    without learned sinks.
 
-    Returns [1, H, N, D_v] in that dtype, with the heads of a token side by side, and the log-sum-exp float32
-    [1, H, N]. See `obstacle`.
+    Returns [1, H, N, D_v] in the queries' dtype, with the heads of a token side by side, and the log-sum-exp
+    float32 [1, H, N]. See `obstacle`.
     """
-    kind = KINDS[queries.dtype]
-    form = form_of(kind)
-    word = 2 if isinstance(form, Pairs) else 1
+    kind, kept = KINDS[queries.dtype], KINDS[keys.dtype]
+    form = form_of(kind, kept)
     heads, new, dim = queries.shape[1:]
     kv_heads, size, dim_v = values.shape[1:]
     rows = -(-new // BLOCK_ROWS) * BLOCK_ROWS
     out = torch.empty(1, new, heads, dim_v, dtype=queries.dtype).transpose(1, 2)
     state = torch.empty(heads * rows * (dim_v + 2))
-    packed = torch.empty(kv_heads * RANGE * (dim + dim_v) // word)
+    of_keys = kv_heads * RANGE // TILE * key_words(form, dim)
+    of_values = kv_heads * RANGE // TILE * value_words(form, dim_v)
+    packed = torch.empty(of_keys + of_values)
     sums_at = state.data_ptr() + 4 * heads * rows
     record = np.zeros(1, FLASH)
     record[0] = (
         queries.data_ptr(), *queries.stride()[1:3], keys.data_ptr(), *keys.stride()[1:3],
         values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
         kv_heads, heads // kv_heads, new, size - new, dim, dim_v,
-        packed.data_ptr(), packed.data_ptr() + 4 * kv_heads * RANGE * dim // word,
-        RANGE // TILE, 0, 0, 0, rows, state.data_ptr(), sums_at, sums_at + 4 * heads * rows,
-        softmax.window or 0, scaling, softmax.softcap,
+        packed.data_ptr(), packed.data_ptr() + 4 * of_keys, RANGE // TILE, 0, 0, 0, rows,
+        state.data_ptr(), sums_at, sums_at + 4 * heads * rows, softmax.window or 0, scaling, softmax.softcap,
     )  # fmt: skip
-    stages = runner.compiled(build_flash, kind, form)
+    stages = runner.compiled(build_flash, kind, kept, form)
     tiles, blocks = -(-size // TILE), heads * rows // BLOCK_ROWS
     for first in range(0, tiles, RANGE // TILE):
         count = min(RANGE // TILE, tiles - first)
@@ -314,8 +438,8 @@ def flash_attention(
 
 def obstacle(facts: Facts) -> str | None:
     """A short reason why `flash_attention` cannot compute this on a CPU, or None if it can."""
-    if facts.dtype not in KINDS:
-        return "queries, keys and values are not of one number format, of 16 or 32 bits"
+    if facts.dtype not in KINDS or (facts.kept not in KINDS):
+        return "queries, or keys and values, are not of one number format of 16 or 32 bits"
     if facts.dim % 2 or facts.dim_v % LANES:
         return f"heads of {facts.dim} and {facts.dim_v} do not fill its vectors"
     return None if facts.rows else "rows are not contiguous"

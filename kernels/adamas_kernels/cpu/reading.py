@@ -12,10 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba.extending import overload
 from torch import Tensor
 
 from adamas_kernels.cpu.build import njit, source_stamp, stage
-from adamas_kernels.cpu.floats import KINDS, LN2, Kind, exp, exp_one, put_float, to_float
+from adamas_kernels.cpu.floats import (
+    KINDS,
+    LEAST,
+    LN2,
+    ONE,
+    ZERO,
+    Kind,
+    exp,
+    exp_one,
+    put_float,
+    to_float,
+)
 from adamas_kernels.cpu.lanes import (
     LANES,
     lane_numbers,
@@ -27,17 +39,7 @@ from adamas_kernels.cpu.lanes import (
     sum_lanes,
     where,
 )
-from adamas_kernels.cpu.prefill import (
-    BLOCK,
-    LEAST,
-    ONE,
-    TILE,
-    ZERO,
-    build_pack,
-    cap_scores,
-    pack_keys,
-    weigh_row,
-)
+from adamas_kernels.cpu.prefill import BLOCK, build_pack, cap_scores, pack_keys, put_query, weigh_row
 from adamas_kernels.cpu.records import (
     FLASH,
     READ,
@@ -50,13 +52,17 @@ from adamas_kernels.cpu.records import (
 from adamas_kernels.cpu.runner import Runner
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.tile import (
+    FACTORS,
     ROWS,
+    TILE,
     Form,
-    Pairs,
+    Shorts,
+    Singles,
     form_of,
+    key_words,
     multiply_panel,
     per_word,
-    put_number,
+    value_words,
     weights_for,
     zero_numbers,
 )
@@ -78,7 +84,7 @@ SAMPLED = QUERY_BLOCK // QUERY_STRIDE  # queries of a block that are sampled to 
 SAMPLED_ROOM = -(-SAMPLED // ROWS) * ROWS
 FLASH_BYTES = FLASH.itemsize  # from the record of means to the record of spreads
 PANELS = BLOCK // TILE
-RANGE = 32 * BLOCK  # keys that are repacked at a time, enough for the chosen ones to fill blocks
+RANGE = 16 * BLOCK  # keys that are repacked at a time, enough for the chosen ones to fill blocks
 AT_ONCE = 4  # keys whose scores are summed side by side, to hide the latency of additions
 assert KEY_BLOCK == TILE  # a panel holds a key block
 assert SAMPLED == LANES  # and a vector holds the sampled queries of a query block
@@ -105,9 +111,9 @@ def sample_queries(kind, flash, head, first, count):
 
 
 @njit
-def multiply_keys(kind, flash, sampled, kv_head, key, scores, at):
+def multiply_keys(kept, flash, sampled, kv_head, key, scores, at):
     """Scores of AT_ONCE keys from `key` on with all sampled queries, one vector per key."""
-    keys = numbers_at(flash.key, kind)
+    keys = numbers_at(flash.key, kept)
     place, step = kv_head * flash.key_h + key * flash.key_n, flash.key_n
     a, b, c, e = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
     for d in range(flash.dim):
@@ -123,18 +129,18 @@ def multiply_keys(kind, flash, sampled, kv_head, key, scores, at):
 
 
 @njit
-def score_always(kind, flash, sampled, kv_head, first, count, near, tops):
+def score_always(kept, flash, sampled, kv_head, first, count, near, tops):
     """Scores of sampled queries with the keys that are always read. Writes each query's largest to tops,
     float32 [SAMPLED], and returns the sums of exponentials relative to it.
     """
     end, start = flash.past + first + count, near * KEY_BLOCK
     found = np.empty((KEY_BLOCK + end - start + AT_ONCE) * SAMPLED, np.float32)
     for key in range(0, KEY_BLOCK, AT_ONCE):
-        multiply_keys(kind, flash, sampled, kv_head, key, found, key * SAMPLED)
+        multiply_keys(kept, flash, sampled, kv_head, key, found, key * SAMPLED)
     # The last group ends at the last key and may overlap the one before: nothing after the end may be read.
     for key in range(start, end, AT_ONCE):
         key = min(key, end - AT_ONCE)
-        multiply_keys(kind, flash, sampled, kv_head, key, found, (KEY_BLOCK + key - start) * SAMPLED)
+        multiply_keys(kept, flash, sampled, kv_head, key, found, (KEY_BLOCK + key - start) * SAMPLED)
     total = KEY_BLOCK + end - start
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     if cap:
@@ -156,7 +162,7 @@ def score_always(kind, flash, sampled, kv_head, first, count, near, tops):
 
 
 @njit
-def multiply_sampled(form, flash, sampled, squared, kept, kv_head, tiles):
+def multiply_sampled(form, flash, sampled, squared, statistics, kv_head, tiles):
     """Products of sampled queries, or their squares, with the means or spreads of blocks: float32
     [SAMPLED_ROOM, tiles * TILE].
     """
@@ -167,11 +173,11 @@ def multiply_sampled(form, flash, sampled, squared, kept, kv_head, tiles):
             put_float(rows, row * flash.dim + d, number * number if squared else number)
     found = np.empty(SAMPLED_ROOM * tiles * TILE, np.float32)
     for tile in range(tiles):
-        panel = kept.packed_keys + 4 * (kv_head * kept.room + tile) * TILE * words
+        panel = statistics.packed_keys + 4 * (kv_head * statistics.room + tile) * TILE * words
         for top in range(0, SAMPLED_ROOM, ROWS):
             multiply_panel(
                 form, rows.ctypes.data + 4 * top * words, 4 * words, panel, 4 * TILE,
-                found.ctypes.data + 4 * (top * tiles + tile) * TILE, 4 * tiles * TILE, words, TILE, 0,
+                found.ctypes.data + 4 * (top * tiles + tile) * TILE, 4 * tiles * TILE, words, TILE, 0, 0,
             )  # fmt: skip
     return found
 
@@ -208,7 +214,7 @@ def share(scores, at, near, unit, top, always, shares):
 
 
 @njit
-def choose(kind, form, flash, means, spreads, read, head, block):
+def choose(kind, kept, form, flash, means, spreads, read, head, block):
     """Write which key blocks a query block reads, see `reading.choose_blocks`."""
     first, count = rows_of(flash, block)
     near, end = _near_block(flash.past + first), _blocks_of(flash.past + first + count)
@@ -219,7 +225,7 @@ def choose(kind, form, flash, means, spreads, read, head, block):
         return
     kv_head, tiles = head // flash.group, -(-near // TILE)
     sampled, tops = sample_queries(kind, flash, head, first, count), np.empty(SAMPLED, np.float32)
-    always = score_always(kind, flash, sampled, kv_head, first, count, near, tops)
+    always = score_always(kept, flash, sampled, kv_head, first, count, near, tops)
     scores = multiply_sampled(form, flash, sampled, False, means, kv_head, tiles)
     of_spreads = multiply_sampled(form, flash, sampled, True, spreads, kv_head, tiles)
     shares = np.zeros(tiles * TILE, np.float32)
@@ -236,42 +242,56 @@ def choose(kind, form, flash, means, spreads, read, head, block):
 
 @njit
 def query_rows(kind, form, flash, head, first, count):
-    """The queries of a block, in the format of words, then zeros: [ROOM, D]."""
-    rows, source = zero_numbers(form, ROOM * flash.dim), numbers_at(flash.query, kind)
+    """The queries of a block, in the format of words, then zeros: [ROOM, D]; and their units."""
+    rows, units = zero_numbers(form, ROOM * flash.dim), np.zeros(ROOM * FACTORS, np.float32)
+    source = numbers_at(flash.query, kind)
     for row in range(count):
         at = head * flash.query_h + (first + row) * flash.query_n
-        for d in range(flash.dim):
-            put_number(rows, row * flash.dim + d, source[at + d])
-    return rows
+        put_query(form, source, at, flash.dim, rows, row * flash.dim, units, row)
+    return rows, units
 
 
 @njit
-def multiply_panels(form, flash, rows, top, tiles, panels, scores):
-    """Products of ROWS queries, from `top` on, with the keys of packed tiles: float32 [ROWS, BLOCK]."""
+def multiply_panels(form, flash, rows, units, top, tiles, panels, scores, rests):
+    """Products of ROWS queries, from `top` on, with the keys of packed tiles: float32 [ROWS, BLOCK]. rests:
+    gets the addresses after the words of each tile.
+    """
     words = flash.dim // per_word(form)
     for panel in range(panels):
+        keys = flash.packed_keys + 4 * tiles[panel] * key_words(form, flash.dim)
+        rests[panel] = keys + 4 * words * TILE
         multiply_panel(
-            form, rows.ctypes.data + 4 * top * words, 4 * words,
-            flash.packed_keys + 4 * tiles[panel] * TILE * words, 4 * TILE,
+            form, rows.ctypes.data + 4 * top * words, 4 * words, keys, 4 * TILE,
             scores.ctypes.data + 4 * panel * TILE, 4 * BLOCK, words, TILE, 0,
+            units.ctypes.data + 4 * top * FACTORS,
         )  # fmt: skip
 
 
-@njit
-def add_panels(form, flash, weights, tiles, panels, summed):
-    """Add the weighted values of packed tiles to the sums of ROWS queries."""
-    words, value_n = TILE // per_word(form), 4 * flash.dim_v
-    panel = 0
-    while panel < panels:
-        end = panel + 1
-        while end < panels and tiles[end] == tiles[end - 1] + 1:
-            end += 1
-        multiply_panel(
-            form, weights.ctypes.data + 4 * panel * words, 4 * BLOCK // per_word(form),
-            flash.packed_values + tiles[panel] * words * value_n, value_n,
-            summed, value_n, (end - panel) * words, flash.dim_v, 1,
-        )  # fmt: skip
-        panel = end
+def add_panels(form, flash, weights, factors, tiles, panels, summed):
+    """Add the weighted values of packed tiles to the sums of ROWS queries. factors: see `weigh_row`."""
+    raise NotImplementedError
+
+
+@overload(add_panels)
+def _add_panels(form, flash, weights, factors, tiles, panels, summed):
+    is_short = form.instance_class is Shorts  # then each tile has its own factors
+
+    def add(form, flash, weights, factors, tiles, panels, summed):
+        words, value_n = TILE // per_word(form), 4 * flash.dim_v
+        panel = 0
+        while panel < panels:
+            end = panel + 1
+            while not is_short and end < panels and tiles[end] == tiles[end - 1] + 1:
+                end += 1
+            multiply_panel(
+                form, weights.ctypes.data + 4 * panel * words, 4 * BLOCK // per_word(form),
+                flash.packed_values + 4 * tiles[panel] * value_words(form, flash.dim_v), value_n,
+                summed, value_n, (end - panel) * words, flash.dim_v, 1,
+                factors.ctypes.data + 4 * panel,
+            )  # fmt: skip
+            panel = end
+
+    return add
 
 
 @njit
@@ -290,9 +310,10 @@ def attend_to_means(kind, form, flash, means, read, head, block):
     chosen = bytes_at(read.chosen + (head * read.query_blocks + block) * read.blocks)
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     unit = ONE if cap else scaling
-    rows = query_rows(kind, form, flash, head, first, count)
+    rows, units = query_rows(kind, form, flash, head, first, count)
     scores = np.empty(ROWS * BLOCK, np.float32)
-    weights = weights_for(form, scores)
+    weights, factors = weights_for(form, scores), np.empty(ROWS * FACTORS, np.float32)
+    rests = np.zeros(PANELS, np.int64)
     shift, tiles = np.empty(BLOCK, np.float32), np.empty(PANELS, np.int64)
     for start in range(0, near, BLOCK):
         left = 0
@@ -306,7 +327,7 @@ def attend_to_means(kind, form, flash, means, read, head, block):
         for panel in range(panels):
             tiles[panel] = (head // flash.group) * means.room + start // TILE + panel
         for top in range(0, count, ROWS):
-            multiply_panels(form, means, rows, top, tiles, panels, scores)
+            multiply_panels(form, means, rows, units, top, tiles, panels, scores, rests)
             for row in range(ROWS):
                 at = row * BLOCK
                 if cap:
@@ -316,9 +337,10 @@ def attend_to_means(kind, form, flash, means, read, head, block):
                 sum_row = floats_at(summed + 4 * (top + row) * flash.dim_v)
                 width = panels * TILE
                 weigh_row(
-                    scores, at, weights, unit, width, width, highest, sums, top + row, sum_row, flash.dim_v
-                )
-            add_panels(form, means, weights, tiles, panels, summed + 4 * top * flash.dim_v)
+                    form, scores, at, weights, rests, factors, row * FACTORS, unit, width, width,
+                    highest, sums, top + row, sum_row, flash.dim_v,
+                )  # fmt: skip
+            add_panels(form, means, weights, factors, tiles, panels, summed + 4 * top * flash.dim_v)
 
 
 @njit
@@ -350,9 +372,10 @@ def attend_to_tiles(kind, form, flash, head, first, count, chosen, highest, sums
     """Attend causally from `count` queries of a head, from `first` on, to the chosen packed tiles, given by
     their indices in the range.
     """
-    rows = query_rows(kind, form, flash, head, first, count)
+    rows, units = query_rows(kind, form, flash, head, first, count)
     scores = np.empty(ROWS * BLOCK, np.float32)
-    weights = weights_for(form, scores)
+    weights, factors = weights_for(form, scores), np.empty(ROWS * FACTORS, np.float32)
+    rests = np.zeros(PANELS, np.int64)
     scaling, cap = np.float32(flash.scaling), np.float32(flash.softcap)
     tiles = (head // flash.group) * flash.room + chosen
     for start in range(0, len(tiles), PANELS):
@@ -361,7 +384,7 @@ def attend_to_tiles(kind, form, flash, head, first, count, chosen, highest, sums
             own = flash.past + first + top
             if (flash.first + chosen[start]) * TILE > own + ROWS - 1:
                 continue
-            multiply_panels(form, flash, rows, top, tiles[start:], panels, scores)
+            multiply_panels(form, flash, rows, units, top, tiles[start:], panels, scores, rests)
             for row in range(ROWS):
                 at = row * BLOCK
                 if cap:
@@ -371,20 +394,12 @@ def attend_to_tiles(kind, form, flash, head, first, count, chosen, highest, sums
                     for i in range(max(0, seen), TILE):
                         scores[at + panel * TILE + i] = LEAST
                 sum_row = floats_at(summed + 4 * (top + row) * flash.dim_v)
+                width, unit = panels * TILE, ONE if cap else scaling
                 weigh_row(
-                    scores,
-                    at,
-                    weights,
-                    ONE if cap else scaling,
-                    panels * TILE,
-                    panels * TILE,
-                    highest,
-                    sums,
-                    top + row,
-                    sum_row,
-                    flash.dim_v,
-                )
-            add_panels(form, flash, weights, tiles[start:], panels, summed + 4 * top * flash.dim_v)
+                    form, scores, at, weights, rests, factors, row * FACTORS, unit, width, width,
+                    highest, sums, top + row, sum_row, flash.dim_v,
+                )  # fmt: skip
+            add_panels(form, flash, weights, factors, tiles[start:], panels, summed + 4 * top * flash.dim_v)
 
 
 class ReadStages(NamedTuple):
@@ -392,28 +407,37 @@ class ReadStages(NamedTuple):
     otherwise.
     """
 
-    pack_keys: int
     pack: int
+    pack_means: int
+    pack_spreads: int
     choose: int
     attend_to_means: int
     attend_to_chosen: int
 
 
-@lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
-def build_reading(kind: Kind, form: Form) -> ReadStages:
-    """Compile the stages for numbers of this kind, multiplied in this form."""
-    stamp = source_stamp()
+def form_of_means(form: Form) -> Form:
+    """How means are multiplied, which are few: variances of keys have too wide a range for integers."""
+    return Singles() if isinstance(form, Shorts) else form
 
-    def pack_keys_task(task, thread, flash_at, unused, unused_too):
+
+@lru_cache(maxsize=None, typed=True)  # kinds are empty tuples that differ only in type
+def build_reading(kind: Kind, kept: Kind, form: Form) -> ReadStages:
+    """Compile the stages for queries and means of one kind, and keys and values of another, multiplied in
+    this form.
+    """
+    stamp, of_means = source_stamp(), form_of_means(form)
+
+    def pack_spreads_task(task, thread, flash_at, unused, unused_too):
         _ = stamp
         flash = flashes_at(flash_at)[0]
-        pack_keys(kind, form, flash, task // flash.count, task % flash.count)
+        pack_keys(kind, of_means, flash, task // flash.count, task % flash.count)
 
-    def choose_task(task, thread, flash_at, kept_at, read_at):
+    def choose_task(task, thread, flash_at, means_at, read_at):
         _ = stamp
-        read, spreads_at = reads_at(read_at)[0], kept_at + FLASH_BYTES
+        read, spreads_at = reads_at(read_at)[0], means_at + FLASH_BYTES
         choose(
-            kind, form, flashes_at(flash_at)[0], flashes_at(kept_at)[0], flashes_at(spreads_at)[0], read,
+            kind, kept, of_means,
+            flashes_at(flash_at)[0], flashes_at(means_at)[0], flashes_at(spreads_at)[0], read,
             task // read.query_blocks, task % read.query_blocks,
         )  # fmt: skip
 
@@ -421,7 +445,7 @@ def build_reading(kind: Kind, form: Form) -> ReadStages:
         _ = stamp
         read = reads_at(read_at)[0]
         attend_to_means(
-            kind, form, flashes_at(flash_at)[0], flashes_at(means_at)[0], read,
+            kind, of_means, flashes_at(flash_at)[0], flashes_at(means_at)[0], read,
             task // read.query_blocks, task % read.query_blocks,
         )  # fmt: skip
 
@@ -433,9 +457,9 @@ def build_reading(kind: Kind, form: Form) -> ReadStages:
             task // read.query_blocks, task % read.query_blocks,
         )  # fmt: skip
 
-    tasks = choose_task, means_task, chosen_task
+    tasks = pack_spreads_task, choose_task, means_task, chosen_task
     return ReadStages(
-        stage(pack_keys_task, STAGE), build_pack(kind, form), *(stage(task, STAGE) for task in tasks)
+        build_pack(kept, form), build_pack(kind, of_means), *(stage(task, STAGE) for task in tasks)
     )
 
 
@@ -450,17 +474,16 @@ def read_sparsely(
     softmax: Softmax = PLAIN,
     computed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`Backend.prefill_sparsely` for one sequence, all of one dtype, without learned sinks; only for chunks
-    without a `prefill.obstacle`.
+    """`Backend.prefill_sparsely` for one sequence, without learned sinks; only for chunks without a
+    `prefill.obstacle`. means: in the queries' dtype.
 
-    Returns [1, H, N, D_v] in that dtype, with the heads of a token side by side, and the log-sum-exp float32
-    [1, H, N].
+    Returns [1, H, N, D_v] in the queries' dtype, with the heads of a token side by side, and the log-sum-exp
+    float32 [1, H, N].
     """
     heads, new, dim = queries.shape[1:]
     kv_heads, size, dim_v = values.shape[1:]
-    kind = KINDS[queries.dtype]
-    form = form_of(kind)
-    word = 2 if isinstance(form, Pairs) else 1
+    kind, kept = KINDS[queries.dtype], KINDS[keys.dtype]
+    form = form_of(kind, kept)
     query_blocks, whole = -(-new // QUERY_BLOCK), size // KEY_BLOCK
     out = torch.empty(1, new, heads, dim_v, dtype=queries.dtype).transpose(1, 2)
     chosen = torch.empty(1, heads, query_blocks, blocks_of(size), dtype=torch.uint8)
@@ -471,34 +494,38 @@ def read_sparsely(
         rows, highest.data_ptr(), sums.data_ptr(), summed.data_ptr(), 0, scaling, softmax.softcap,
     )  # fmt: skip
 
-    def record(keys: Tensor, values: Tensor, past: int, new: int, room: int) -> tuple[np.ndarray, Tensor]:
+    def record(
+        form: Form, keys: Tensor, values: Tensor, past: int, new: int, room: int
+    ) -> tuple[np.ndarray, Tensor]:
         """The record for attention to these keys and values, and the tensor for their packed tiles."""
-        packed = torch.empty(len(keys[0]) * room * TILE * (dim + dim_v) // word)
+        of_keys, of_values = (kv_heads * room * x for x in (key_words(form, dim), value_words(form, dim_v)))
+        packed = torch.empty(of_keys + of_values)
         found = np.zeros(1, FLASH)
         found[0] = (
             queries.data_ptr(), *queries.stride()[1:3], keys.data_ptr(), *keys.stride()[1:3],
             values.data_ptr(), *values.stride()[1:3], out.data_ptr(), *out.stride()[1:3],
             kv_heads, heads // kv_heads, new, past, dim, dim_v,
-            packed.data_ptr(), packed.data_ptr() + 4 * len(keys[0]) * room * TILE * dim // word,
+            packed.data_ptr(), packed.data_ptr() + 4 * of_keys,
             room, 0, room, 0, *shared,
         )  # fmt: skip
         return found, packed
 
     tiles, tiles_of_means = blocks_of(size), -(-whole // TILE)
-    flash, _packed = record(keys, values, size - new, new, RANGE // TILE)
-    left, _packed_means = record(means.keys, means.values, 0, whole, tiles_of_means)
-    spreads, _packed_spreads = record(means.spreads, means.values, 0, whole, tiles_of_means)
-    kept = np.concatenate([left, spreads])
+    flash, _packed = record(form, keys, values, size - new, new, RANGE // TILE)
+    of_means = form_of_means(form)
+    left, _packed_means = record(of_means, means.keys, means.values, 0, whole, tiles_of_means)
+    spreads, _packed_spreads = record(of_means, means.spreads, means.values, 0, whole, tiles_of_means)
+    statistics = np.concatenate([left, spreads])
     read = np.zeros(1, READ)
     read[0] = (chosen.data_ptr(), query_blocks, tiles, settings.tolerance)
-    flash_at, kept_at, read_at = (x.ctypes.data for x in (flash, kept, read))
-    stages = runner.compiled(build_reading, kind, form)
+    flash_at, means_at, read_at = (x.ctypes.data for x in (flash, statistics, read))
+    stages = runner.compiled(build_reading, kind, kept, form)
     blocks = heads * query_blocks
     runner.run(
-        (stages.pack, kv_heads * tiles_of_means, kept_at, 0, 0),
-        (stages.pack_keys, kv_heads * tiles_of_means, kept_at + FLASH_BYTES, 0, 0),
-        (stages.choose, blocks, flash_at, kept_at, read_at),
-        (stages.attend_to_means, blocks, flash_at, kept_at, read_at),
+        (stages.pack_means, kv_heads * tiles_of_means, means_at, 0, 0),
+        (stages.pack_spreads, kv_heads * tiles_of_means, means_at + FLASH_BYTES, 0, 0),
+        (stages.choose, blocks, flash_at, means_at, read_at),
+        (stages.attend_to_means, blocks, flash_at, means_at, read_at),
     )
     for first in range(0, tiles, RANGE // TILE):
         count = min(RANGE // TILE, tiles - first)

@@ -1,6 +1,6 @@
-"""The product of a few rows and a panel of columns, with float32 sums in registers.
+"""The product of a few rows and a panel of columns, with all sums in registers.
 
-The summed dimension is in 32-bit words: a pair of bfloat16 neighbours, or one float32. One instruction
+The summed dimension is in 32-bit words: a pair of neighbours in 16 bits, or one float32. One instruction
 multiplies a word of a row by as many words of the panel as a register holds, and all sums stay in registers
 for the whole length.
 """
@@ -15,15 +15,18 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
 from adamas_kernels.cpu.build import njit
-from adamas_kernels.cpu.features import FEATURES, MULTIPLIES_BFLOAT16
-from adamas_kernels.cpu.floats import Bfloat16, Kind, to_float
-from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, splat_value
+from adamas_kernels.cpu.features import FEATURES, MULTIPLIES_BFLOAT16, MULTIPLIES_SHORTS
+from adamas_kernels.cpu.floats import Bfloat16, Float32, Kind, to_float
+from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, fused, splat_value
 from adamas_kernels.cpu.records import floats_at, ints_at
+from adamas_kernels.cpu.vectors import dot_shorts, held_words
 
 ROWS = 6
+TILE = 64  # columns of a packed panel
 # Vectors of LANES numbers side by side. AVX-512 has 32 registers for 6 x 4 sums, the panel's words and the
 # row's word; AVX2's 16 half-size registers and NEON's 32 quarter-size registers hold 6 x 1.
 WIDE = 4 if "avx512f" in FEATURES else 1
+FACTORS = 2 * LANES  # stride between the factors of rows
 UNROLLED = 4  # words of a turn: 2 % faster than turns of one
 I64 = ir.IntType(64)
 
@@ -32,16 +35,22 @@ class Pairs(NamedTuple):
     """Words are pairs of bfloat16, multiplied by VDPBF16PS."""
 
 
+class Shorts(NamedTuple):
+    """Words are pairs of int16, see `shorts.py`. Sums are int32, scaled by their row and column."""
+
+
 class Singles(NamedTuple):
     """Words are float32."""
 
 
-Form = Pairs | Singles
+Form = Pairs | Shorts | Singles
 
 
-def form_of(kind: Kind) -> Form:
-    """How this CPU multiplies numbers of this kind."""
-    return Pairs() if isinstance(kind, Bfloat16) and MULTIPLIES_BFLOAT16 else Singles()
+def form_of(kind: Kind, kept: Kind) -> Form:
+    """How this CPU multiplies numbers of this kind by those that are kept in another one."""
+    if isinstance(kind, Bfloat16) and isinstance(kept, Bfloat16) and MULTIPLIES_BFLOAT16:
+        return Pairs()
+    return Singles() if isinstance(kept, Float32) or not MULTIPLIES_SHORTS else Shorts()
 
 
 class _Bfloat(ir.types._BaseFloatType):
@@ -60,12 +69,36 @@ BFLOATS = ir.VectorType(_Bfloat(), 2 * LANES)
 
 def per_word(form):
     """Numbers in a word."""
-    raise NotImplementedError
+    return 1 if isinstance(form, Singles) else 2
 
 
 @overload(per_word)
 def _per_word(form):
-    return (lambda form: 2) if form.instance_class is Pairs else (lambda form: 1)
+    return (lambda form: 1) if form.instance_class is Singles else (lambda form: 2)
+
+
+def key_words(form, dim):
+    """The size of a packed tile of keys in words of 4 bytes."""
+    return TILE * (dim // per_word(form) + 3 * isinstance(form, Shorts))
+
+
+@overload(key_words)
+def _key_words(form, dim):
+    if form.instance_class is Shorts:
+        return lambda form, dim: TILE * (dim // 2 + 3)
+    return lambda form, dim: TILE * (dim // per_word(form))
+
+
+def value_words(form, dim):
+    """The size of a packed tile of values in words of 4 bytes."""
+    return dim * (TILE // per_word(form) + isinstance(form, Shorts))
+
+
+@overload(value_words)
+def _value_words(form, dim):
+    if form.instance_class is Shorts:
+        return lambda form, dim: dim * (TILE // 2 + 1)
+    return lambda form, dim: dim * (TILE // per_word(form))
 
 
 def zero_numbers(form, count):
@@ -75,9 +108,9 @@ def zero_numbers(form, count):
 
 @overload(zero_numbers)
 def _zero_numbers(form, count):
-    if form.instance_class is Pairs:
-        return lambda form, count: np.zeros(count, np.uint16)
-    return lambda form, count: np.zeros(count, np.float32)
+    if form.instance_class is Singles:
+        return lambda form, count: np.zeros(count, np.float32)
+    return lambda form, count: np.zeros(count, np.uint16)
 
 
 def put_number(array, index, stored):
@@ -106,9 +139,9 @@ def words_at(form, address):
 
 @overload(words_at)
 def _words_at(form, address):
-    if form.instance_class is Pairs:
-        return lambda form, address: ints_at(address)
-    return lambda form, address: floats_at(address)
+    if form.instance_class is Singles:
+        return lambda form, address: floats_at(address)
+    return lambda form, address: ints_at(address)
 
 
 def word_of(form, first, last):
@@ -130,9 +163,9 @@ def weights_for(form, scores):
 
 @overload(weights_for)
 def _weights_for(form, scores):
-    if form.instance_class is Pairs:
-        return lambda form, scores: np.empty(len(scores), np.uint16)
-    return lambda form, scores: scores
+    if form.instance_class is Singles:
+        return lambda form, scores: scores
+    return lambda form, scores: np.empty(len(scores), np.uint16)
 
 
 def _meet_pairs(builder, total, row, panel):
@@ -146,56 +179,78 @@ def _meet_pairs(builder, total, row, panel):
 
 def _meet_singles(builder, total, row, panel):
     """total + row panel, of words that are float32."""
-    name = f"llvm.fmuladd.v{LANES}f32"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(NUMBERS, [NUMBERS] * 3), name)
     row = splat_value(builder, builder.bitcast(row, F32))
-    return builder.call(function, [row, builder.bitcast(panel, NUMBERS), total])
+    return fused(builder, row, builder.bitcast(panel, NUMBERS), total)
+
+
+def _meet_shorts(builder, total, row, panel):
+    """total + row panel, of words that are pairs of int16."""
+    return dot_shorts(builder, total, splat_value(builder, row), panel)
 
 
 def _tile(count):
-    """multiply(form, row, row_n, panel, panel_n, out, out_n, words, add): out = rows panel, or (add) out +
-    rows panel.
+    """multiply(form, row, row_n, panel, panel_n, out, out_n, words, add, factors, scales): out = rows panel,
+    or (add) out + rows panel.
 
     Addresses: row, of ROWS rows of `words` words, row_n bytes apart; panel, of `words` rows of LANES * count
-    words, panel_n bytes apart; out, of float32 rows, out_n bytes apart.
+    words, panel_n bytes apart; out, of float32 rows, out_n bytes apart; with `Shorts`, of the rows' factors,
+    FACTORS float32 apart, and the columns'.
     """
 
-    def emit(meet, context, builder, row, row_n, panel, panel_n, out, out_n, words, add):
+    def emit(form, context, builder, row, row_n, panel, panel_n, out, out_n, words, add, factors, scales):
+        is_short = form is Shorts
+        meet = {Pairs: _meet_pairs, Shorts: _meet_shorts, Singles: _meet_singles}[form]
+        zero = ir.Constant(WORDS, [0] * LANES) if is_short else ir.Constant(NUMBERS, [0.0] * LANES)
+
         def at(address, offset, kind):
             return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
 
-        def place(r, v):
-            return at(out, builder.add(builder.mul(out_n, I64(r)), I64(4 * LANES * v)), NUMBERS)
+        def loaded(address, offset, kind, align=4):
+            found = builder.load(at(address, offset, kind))
+            found.align = align
+            return found
 
-        zero = ir.Constant(NUMBERS, [0.0] * LANES)
-        keeps = builder.icmp_signed("!=", add, add.type(0))
-        sums = [[cgutils.alloca_once(builder, NUMBERS) for _ in range(count)] for _ in range(ROWS)]
-        with builder.if_else(keeps) as (yes, no):
-            with yes:
-                for r in range(ROWS):
-                    for v in range(count):
-                        old = builder.load(place(r, v))
-                        old.align = 4
-                        builder.store(old, sums[r][v])
-            with no:
-                for r in range(ROWS):
-                    for v in range(count):
-                        builder.store(zero, sums[r][v])
+        def place(r, v):
+            return builder.add(builder.mul(out_n, I64(r)), I64(4 * LANES * v))
+
+        sums = [[cgutils.alloca_once(builder, zero.type) for _ in range(count)] for _ in range(ROWS)]
+        each = [(r, v) for r in range(ROWS) for v in range(count)]
+
+        def fill(value):
+            for r, v in each:
+                builder.store(value(r, v), sums[r][v])
+
+        def if_added(yes, no):
+            with builder.if_else(builder.icmp_signed("!=", add, add.type(0))) as (adds, begins):
+                with adds:
+                    yes()
+                with begins:
+                    no()
+
+        def old(r, v):
+            return loaded(out, place(r, v), NUMBERS)
+
+        if is_short:
+            fill(lambda r, v: zero)
+        else:
+            if_added(lambda: fill(old), lambda: fill(lambda r, v: zero))
 
         def add_word(index):
-            columns = []
-            for v in range(count):
-                offset = builder.add(builder.mul(index, panel_n), I64(4 * LANES * v))
-                column = builder.load(at(panel, offset, WORDS))
-                column.align = 4
-                columns.append(column)
+            columns = [
+                loaded(panel, builder.add(builder.mul(index, panel_n), I64(4 * LANES * v)), WORDS)
+                for v in range(count)
+            ]
             for r in range(ROWS):
                 offset = builder.add(builder.mul(row_n, I64(r)), builder.mul(index, I64(4)))
-                word = builder.load(at(row, offset, I32))
-                word.align = 2
+                word = loaded(row, offset, I32, 2)
                 for v in range(count):
                     total = builder.load(sums[r][v])
                     builder.store(meet(builder, total, word, columns[v]), sums[r][v])
+            if is_short:
+                # LLVM would add up the products of several words first, for which registers do not suffice.
+                held = held_words(builder, [builder.load(sums[r][v]) for r, v in each])
+                for (r, v), total in zip(each, held, strict=True):
+                    builder.store(total, sums[r][v])
 
         whole = builder.and_(words, I64(-UNROLLED))
         with cgutils.for_range_slice(builder, I64(0), whole, I64(UNROLLED), inc=True) as (index, _):
@@ -203,19 +258,31 @@ def _tile(count):
                 add_word(builder.add(index, I64(i)))
         with cgutils.for_range_slice(builder, whole, words, I64(1), inc=True) as (index, _):
             add_word(index)
-        for r in range(ROWS):
-            for v in range(count):
-                builder.store(builder.load(sums[r][v]), place(r, v)).align = 4
+
+        def put(value):
+            for r, v in each:
+                builder.store(value(r, v), at(out, place(r, v), NUMBERS)).align = 4
+
+        def scaled(r, v):
+            factor = splat_value(builder, loaded(factors, I64(4 * FACTORS * r), F32))
+            unit = builder.fmul(loaded(scales, I64(4 * LANES * v), NUMBERS), factor)
+            return builder.sitofp(builder.load(sums[r][v]), NUMBERS), unit
+
+        if is_short:
+            if_added(
+                lambda: put(lambda r, v: fused(builder, *scaled(r, v), old(r, v))),
+                lambda: put(lambda r, v: builder.fmul(*scaled(r, v))),
+            )
+        else:
+            put(lambda r, v: builder.load(sums[r][v]))
 
     @intrinsic
-    def multiply(typing_context, form, row, row_n, panel, panel_n, out, out_n, words, add):
-        meet = _meet_pairs if form.instance_class is Pairs else _meet_singles
-
+    def multiply(typing_context, form, row, row_n, panel, panel_n, out, out_n, words, add, factors, scales):
         def emit_for(context, builder, sig, args):
-            emit(meet, context, builder, *args[1:])
+            emit(form.instance_class, context, builder, *args[1:])
             return context.get_dummy_value()
 
-        return types.void(form, *[types.int64] * 8), emit_for
+        return types.void(form, *[types.int64] * 10), emit_for
 
     return multiply
 
@@ -225,12 +292,18 @@ _multiply_narrow = _tile(1)
 
 
 @njit
-def multiply_panel(form, row, row_n, panel, panel_n, out, out_n, words, columns, add):
-    """ROWS rows times a panel of `columns` words, a multiple of LANES; otherwise like `_tile`'s multiply."""
-    step = 4 * LANES * WIDE
+def multiply_panel(form, row, row_n, panel, panel_n, out, out_n, words, columns, add, factors):
+    """ROWS rows times a packed panel of `columns` words, a multiple of LANES; otherwise like `_tile`'s
+    multiply. factors: the address of those of the rows, with `Shorts`.
+    """
+    step, scales = 4 * LANES * WIDE, panel + words * panel_n
     if columns % (LANES * WIDE) == 0:
         for at in range(0, 4 * columns, step):
-            _multiply_wide(form, row, row_n, panel + at, panel_n, out + at, out_n, words, add)
+            _multiply_wide(
+                form, row, row_n, panel + at, panel_n, out + at, out_n, words, add, factors, scales + at
+            )
     else:
         for at in range(0, 4 * columns, 4 * LANES):
-            _multiply_narrow(form, row, row_n, panel + at, panel_n, out + at, out_n, words, add)
+            _multiply_narrow(
+                form, row, row_n, panel + at, panel_n, out + at, out_n, words, add, factors, scales + at
+            )

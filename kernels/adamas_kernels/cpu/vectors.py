@@ -68,7 +68,7 @@ def in_parts(builder: Any, parts: int, emit: Callable[..., Any], *vectors: Any) 
 
 
 class Way(NamedTuple):
-    """An operation on vectors of `width` bytes, for CPUs with these features, by LLVM's names."""
+    """An operation on vectors of `width` numbers, for CPUs with these features, by LLVM's names."""
 
     features: set[str]
     width: int
@@ -178,6 +178,53 @@ MOVING_SIGNS = (
     Way({"avx2"}, 32, _picks("llvm.x86.avx2.psign.b")),
     Way({"ssse3"}, 16, _picks("llvm.x86.ssse3.psign.b.128")),
 )
+
+
+def _dot_two(name: str) -> Callable[..., Any]:
+    """VPDPWSSD."""
+
+    def emit(builder: Any, total: Any, first: Any, last: Any) -> Any:
+        return call(builder, name, total.type, total, first, last)
+
+    return emit
+
+
+def _add_two(name: str) -> Callable[..., Any]:
+    """PMADDWD."""
+
+    def emit(builder: Any, total: Any, first: Any, last: Any) -> Any:
+        shorts = ir.VectorType(I16, 2 * first.type.count)
+        first, last = builder.bitcast(first, shorts), builder.bitcast(last, shorts)
+        return builder.add(total, call(builder, name, total.type, first, last))
+
+    return emit
+
+
+# Each adds sums of two neighbouring products of int16, in vectors of words. Widths are in words.
+OF_SHORTS = (
+    Way({"avx512vnni"}, 16, _dot_two("llvm.x86.avx512.vpdpwssd.512")),
+    Way({"avx512vnni", "avx512vl"}, 8, _dot_two("llvm.x86.avx512.vpdpwssd.256")),
+    Way({"avxvnni"}, 8, _dot_two("llvm.x86.avx512.vpdpwssd.256")),
+    Way({"avx512bw"}, 16, _add_two("llvm.x86.avx512.pmaddw.d.512")),
+    Way({"avx2"}, 8, _add_two(AVX2_SHORTS)),
+)
+
+
+def dot_shorts(builder: Any, total: Any, first: Any, last: Any) -> Any:
+    """The total plus sums of two neighbouring products of int16 each: vectors of int32. Only for CPUs that
+    `MULTIPLIES_SHORTS`.
+    """
+    return _by_best(OF_SHORTS, builder, total, first, last)
+
+
+def held_words(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """Vectors of words, all computed before any is used, see `_held`."""
+    count = vectors[0].type.count
+    width = min(count, WIDEST_PAIRS[0] // 4)
+    pieces = [[part(builder, vector, at, width) for at in range(0, count, width)] for vector in vectors]
+    return [joined(builder, row) for row in _held(builder, pieces)]
+
+
 HAS_SIGNED_DOTS = "dotprod" in FEATURES
 HAS_DOTS = HAS_SIGNED_DOTS or not FEATURES.isdisjoint({"avx512vnni", "avxvnni"})
 HAS_PAIRS = not HAS_DOTS and "avx2" in FEATURES

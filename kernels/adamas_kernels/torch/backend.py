@@ -55,6 +55,7 @@ class TorchBackend:
         softmax: Softmax = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill`."""
+        keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         return by_length(causal_attention, queries, keys, values, scaling, lengths, softmax)
 
     def summarize(self, keys: Tensor, values: Tensor, means: BlockMeans, start: int) -> None:
@@ -74,6 +75,7 @@ class TorchBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.prefill_sparsely`."""
         check_unbounded(softmax)
+        keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         return reading.prefill_sparsely(queries, keys, values, means, scaling, settings, softmax, computed)
 
     def dense_step(
