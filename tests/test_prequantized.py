@@ -128,7 +128,7 @@ def test_what_stays_quantized_is_not_packed(tiny_model, tmp_path):
     directory = tmp_path / "int8"
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
-    found = loaded(directory)
+    found = loaded(directory, dtype="bfloat16")
     assert found.quantization == "torchao"
     plain = sum(parameter.numel() for parameter in model.parameters()) * 2
     linear = sum(layer.weight.numel() for name, layer in model.named_modules() if name.endswith("_proj"))

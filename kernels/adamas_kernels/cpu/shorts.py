@@ -94,6 +94,7 @@ def pack_short_keys(kept, flash, head, first, total, packed_at):
     for word in range(words):
         for i in range(TILE):
             packed[word * TILE + i] = rows[i * words + word]
+    shorts[0] = 0  # numba frees arrays after their last use; addresses do not count
 
 
 @njit
