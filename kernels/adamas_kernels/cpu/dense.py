@@ -25,6 +25,7 @@ from adamas_kernels.cpu.lanes import (
     FLOATS,
     I32,
     LANES,
+    fused,
     lane_numbers,
     load,
     max_lanes,
@@ -47,7 +48,7 @@ from adamas_kernels.cpu.records import (
     scratches_at,
     steps_at,
 )
-from adamas_kernels.cpu.rows import fused, lanes_of
+from adamas_kernels.cpu.rows import lanes_of
 from adamas_kernels.cpu.tasks import STAGE
 
 ZERO, LEAST = np.float32(0), np.float32(-np.inf)

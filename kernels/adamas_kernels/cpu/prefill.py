@@ -21,7 +21,6 @@ from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.floats import KINDS, LEAST, LN2, LOG2_E, ONE, ZERO, Kind, capped, exp2, put_float
 from adamas_kernels.cpu.lanes import (
     LANES,
-    first_lane,
     lane_numbers,
     load,
     max_lanes,
@@ -33,6 +32,7 @@ from adamas_kernels.cpu.lanes import (
 )
 from adamas_kernels.cpu.records import FLASH, first_seen, flashes_at, floats_at, numbers_at
 from adamas_kernels.cpu.runner import Runner
+from adamas_kernels.cpu.running import raise_highest
 from adamas_kernels.cpu.shorts import pack_short_keys, pack_short_values, round_row, weigh_shorts
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.tile import (
@@ -89,9 +89,7 @@ def put_keys(form, kept, flash, head, first, total, packed_at):
 @overload(put_keys)
 def _put_keys(form, kept, flash, head, first, total, packed_at):
     if form.instance_class is Shorts:
-        return lambda form, kept, flash, head, first, total, packed_at: pack_short_keys(
-            kept, flash, head, first, total, packed_at
-        )
+        return pack_short_keys
 
     def put(form, kept, flash, head, first, total, packed_at):
         keys, packed = numbers_at(flash.key, kept), words_at(form, packed_at)
@@ -115,9 +113,7 @@ def put_values(form, kept, flash, head, first, total, packed_at, of_keys):
 @overload(put_values)
 def _put_values(form, kept, flash, head, first, total, packed_at, of_keys):
     if form.instance_class is Shorts:
-        return lambda form, kept, flash, head, first, total, packed_at, of_keys: pack_short_values(
-            kept, flash, head, first, total, packed_at, of_keys
-        )
+        return pack_short_values
 
     def put(form, kept, flash, head, first, total, packed_at, of_keys):
         values, packed = numbers_at(flash.value, kept), words_at(form, packed_at)
@@ -185,48 +181,11 @@ def weigh_row(
 def _weigh_row(
     form, scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
 ):
-    weigh = weigh_shorts if form.instance_class is Shorts else weigh_floats
-
-    def weigh_as_formed(
-        form,
-        scores,
-        at,
-        weights,
-        tiles,
-        factors,
-        place,
-        scaling,
-        seen,
-        width,
-        highest,
-        sums,
-        row,
-        sum_row,
-        dim_v,
-    ):
-        weigh(
-            scores,
-            at,
-            weights,
-            tiles,
-            factors,
-            place,
-            scaling,
-            seen,
-            width,
-            highest,
-            sums,
-            row,
-            sum_row,
-            dim_v,
-        )
-
-    return weigh_as_formed
+    return weigh_shorts if form.instance_class is Shorts else weigh_floats
 
 
-@njit
 def weigh_floats(
-    scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
+    form, scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
 ):
     """`weigh_row`, with floats as weights."""
     scaling *= LOG2_E
@@ -243,13 +202,7 @@ def weigh_floats(
     for i in range(-(-seen // LANES) * LANES, width, LANES):
         store(scores, at + i, splat(LEAST))
     found = max_lanes(top) * scaling
-    before = highest[row]
-    if found > before:
-        factor = first_lane(exp2(splat(before - found)))
-        highest[row] = found
-        sums[row] *= factor
-        for i in range(0, dim_v, LANES):
-            store(sum_row, i, load(sum_row, i) * splat(factor))
+    raise_highest(found, highest, sums, row, sum_row, dim_v)
     base = splat(-highest[row] if highest[row] > LEAST else ZERO)
     total = splat(ZERO)
     for i in range(0, width, LANES):

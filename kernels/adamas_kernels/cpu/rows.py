@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from adamas_kernels.cpu.build import distinct, njit, source_stamp, stage
 from adamas_kernels.cpu.floats import Bfloat16, Float32
 from adamas_kernels.cpu.formats import FORMATS, CodeFormat, FloatFormat, Reader
-from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, round_to_bfloat16, splat, sum_lanes
+from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, fused, round_to_bfloat16, splat, sum_lanes
 from adamas_kernels.cpu.records import floats_at, products_at, rows_at
 from adamas_kernels.cpu.rounding import COLUMN, COLUMNS, NEGATED_AT, SCALES_AT, SIZE, SUMS_AT, group_at
 from adamas_kernels.cpu.rounding import NUMBERS as ROUNDED_NUMBERS
@@ -37,13 +37,6 @@ L2 = 2  # LLVM's locality hint: the L1 cache has too few outstanding lines for t
 PIECES = 4  # of codes that are transposed together
 WHOLE, HALF = ROUNDED_NUMBERS, ROUNDED_NUMBERS // 2  # numbers of short blocks that are read together
 I64, BYTE = ir.IntType(64), ir.IntType(8)
-
-
-def fused(builder, a, b, c):
-    """a b + c of LANES floats."""
-    shape = ir.FunctionType(NUMBERS, [NUMBERS] * 3)
-    function = cgutils.get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{LANES}f32")
-    return builder.call(function, [a, b, c])
 
 
 def lanes_of(context, builder, array_type, array, index, vectors=0):

@@ -14,7 +14,6 @@ from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.floats import LEAST, LOG2_E, ONE, ROUNDER, ZERO, exp2, to_float
 from adamas_kernels.cpu.lanes import (
     LANES,
-    first_lane,
     lane_numbers,
     load,
     max_lanes,
@@ -27,6 +26,7 @@ from adamas_kernels.cpu.lanes import (
     where,
 )
 from adamas_kernels.cpu.records import floats_at, ints_at, numbers_at
+from adamas_kernels.cpu.running import raise_highest
 from adamas_kernels.cpu.tile import TILE
 
 POWER = np.float32(13)  # the largest weight of a tile is 2 to this
@@ -77,8 +77,7 @@ def round_row(stored, at, dim, shorts, place):
     return unit
 
 
-@njit
-def pack_short_keys(kept, flash, head, first, total, packed_at):
+def pack_short_keys(form, kept, flash, head, first, total, packed_at):
     """TILE keys of one KV head, from `first` on: words of two coordinates, keys side by side, then the keys'
     units. Keys from `total` on are zeros.
     """
@@ -97,8 +96,7 @@ def pack_short_keys(kept, flash, head, first, total, packed_at):
     shorts[0] = 0  # numba frees arrays after their last use; addresses do not count
 
 
-@njit
-def pack_short_values(kept, flash, head, first, total, packed_at, of_keys):
+def pack_short_values(form, kept, flash, head, first, total, packed_at, of_keys):
     """The same of their values: words of two tokens, coordinates side by side. of_keys: the address of the
     packed keys, which get the exponents of the values' units and the numbers one by each unit.
     """
@@ -124,9 +122,8 @@ def pack_short_values(kept, flash, head, first, total, packed_at, of_keys):
             store(packed, i // 2 * flash.dim_v + d, low | high)
 
 
-@njit
 def weigh_shorts(
-    scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
+    form, scores, at, weights, tiles, factors, place, scaling, seen, width, highest, sums, row, sum_row, dim_v
 ):
     """`prefill.weigh_row`, with integers as weights."""
     scaling *= LOG2_E
@@ -143,13 +140,7 @@ def weigh_shorts(
         found = max_lanes(top)
         factors[tops + tile] = found
         best = max(best, found)
-    before = highest[row]
-    if best > before:
-        factor = first_lane(exp2(splat(before - best)))
-        highest[row] = best
-        sums[row] *= factor
-        for i in range(0, dim_v, LANES):
-            store(sum_row, i, load(sum_row, i) * splat(factor))
+    raise_highest(best, highest, sums, row, sum_row, dim_v)
     found = load(factors, tops)
     store(factors, place, exp2(found - splat(highest[row])))
     store(factors, tops, where(found > splat(LEAST), splat(POWER) - found, splat(ZERO)))

@@ -22,10 +22,10 @@ from numba.extending import intrinsic
 from adamas_kernels.cpu.build import njit, source_stamp, stage
 from adamas_kernels.cpu.features import FEATURES, IS_X86
 from adamas_kernels.cpu.formats import FORMATS, CodeFormat
-from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, splat_value
+from adamas_kernels.cpu.lanes import F32, I32, LANES, NUMBERS, WORDS, fused, splat_value
 from adamas_kernels.cpu.records import floats_at, strips_at
 from adamas_kernels.cpu.rounding import COLUMN, COLUMNS, GROUPS, SCALES_AT, SIZE, SUMS_AT, place_of
-from adamas_kernels.cpu.rows import BYTE, I64, fused, groups_of, reader, vector_at
+from adamas_kernels.cpu.rows import BYTE, I64, groups_of, reader, vector_at
 from adamas_kernels.cpu.tasks import STAGE
 from adamas_kernels.cpu.vectors import HAS_DOTS, HAS_PAIRS, excess, raised_dots
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, register_jitable
 
 from adamas_kernels.cpu.build import njit
 from adamas_kernels.cpu.features import FEATURES, MULTIPLIES_BFLOAT16, MULTIPLIES_SHORTS
@@ -77,28 +77,26 @@ def _per_word(form):
     return (lambda form: 1) if form.instance_class is Singles else (lambda form: 2)
 
 
+def is_short(form):
+    """Whether a form is `Shorts`."""
+    return isinstance(form, Shorts)
+
+
+@overload(is_short)
+def _is_short(form):
+    return (lambda form: True) if form.instance_class is Shorts else (lambda form: False)
+
+
+@register_jitable
 def key_words(form, dim):
     """The size of a packed tile of keys in words of 4 bytes."""
-    return TILE * (dim // per_word(form) + 3 * isinstance(form, Shorts))
+    return TILE * (dim // per_word(form) + 3 * is_short(form))
 
 
-@overload(key_words)
-def _key_words(form, dim):
-    if form.instance_class is Shorts:
-        return lambda form, dim: TILE * (dim // 2 + 3)
-    return lambda form, dim: TILE * (dim // per_word(form))
-
-
+@register_jitable
 def value_words(form, dim):
     """The size of a packed tile of values in words of 4 bytes."""
-    return dim * (TILE // per_word(form) + isinstance(form, Shorts))
-
-
-@overload(value_words)
-def _value_words(form, dim):
-    if form.instance_class is Shorts:
-        return lambda form, dim: dim * (TILE // 2 + 1)
-    return lambda form, dim: dim * (TILE // per_word(form))
+    return dim * (TILE // per_word(form) + is_short(form))
 
 
 def zero_numbers(form, count):

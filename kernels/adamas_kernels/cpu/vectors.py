@@ -126,10 +126,10 @@ def _sums_of_pairs(builder: Any, name: str, codes: Any, numbers: Any) -> Any:
     return call(builder, name, ir.VectorType(I16, codes.type.count // 2), codes, numbers)
 
 
-def _sums_of_two(builder: Any, name: str, shorts: Any) -> Any:
-    """PMADDWD: sums of two int16."""
-    ones = ir.Constant(shorts.type, [1] * shorts.type.count)
-    return call(builder, name, ir.VectorType(I32, shorts.type.count // 2), shorts, ones)
+def _sums_of_two(builder: Any, name: str, shorts: Any, others: Any = None) -> Any:
+    """PMADDWD: sums of two products of int16, or of two int16."""
+    others = ir.Constant(shorts.type, [1] * shorts.type.count) if others is None else others
+    return call(builder, name, ir.VectorType(I32, shorts.type.count // 2), shorts, others)
 
 
 def _pairs(bytes_name: str, shorts_name: str) -> Callable[..., Any]:
@@ -194,8 +194,8 @@ def _add_two(name: str) -> Callable[..., Any]:
 
     def emit(builder: Any, total: Any, first: Any, last: Any) -> Any:
         shorts = ir.VectorType(I16, 2 * first.type.count)
-        first, last = builder.bitcast(first, shorts), builder.bitcast(last, shorts)
-        return builder.add(total, call(builder, name, total.type, first, last))
+        found = _sums_of_two(builder, name, *(builder.bitcast(x, shorts) for x in (first, last)))
+        return builder.add(total, found)
 
     return emit
 
