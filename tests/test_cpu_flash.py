@@ -8,15 +8,17 @@ import torch
 from adamas_kernels.contract import Facts
 from adamas_kernels.cpu import prefill as flash
 from adamas_kernels.cpu.build import njit
-from adamas_kernels.cpu.floats import exp2
+from adamas_kernels.cpu.floats import Bfloat16, exp2
 from adamas_kernels.cpu.lanes import LANES, load, store
 from adamas_kernels.cpu.prefill import BLOCK, BLOCK_ROWS, RANGE, flash_attention
 from adamas_kernels.cpu.runner import Runner
-from adamas_kernels.cpu.tile import Singles
+from adamas_kernels.cpu.tile import Singles, form_of, is_short
 from adamas_kernels.dispatch import serving
 from adamas_kernels.softmax import PLAIN, Softmax
 from adamas_kernels.torch.prefill import causal_attention
 from torch import Tensor
+
+ROUNDS = is_short(form_of(Bfloat16(), Bfloat16()))  # whether bfloat16 is multiplied as integers of 16 bits
 
 
 def exact(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -70,7 +72,7 @@ def test_equal_to_the_definition(heads, kv_heads, dim, dim_v, new, size):
     assert serves(queries, keys, values)
     found, lse = flash_attention(Runner(), queries, keys, values, dim**-0.5)
     expected, expected_lse = exact(queries, keys, values, dim**-0.5)
-    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-3 if ROUNDS else 1e-4)
     assert found.shape == expected.shape
     assert (found - expected).norm() <= 4e-3 * expected.norm()
     assert (found - expected).abs().max() <= 0.02
@@ -108,7 +110,7 @@ def test_flat_and_sharp_scores(factor):
     queries, keys, values = (torch.randn(1, 2, 700, 64).bfloat16() for _ in range(3))
     found, _ = flash_attention(Runner(), queries[:, :, -90:], keys, values, factor)
     expected, _ = exact(queries[:, :, -90:], keys, values, factor)
-    assert (found - expected).abs().max() <= (0.1 if factor == 30 else 0.04)
+    assert (found - expected).abs().max() <= (0.1 if ROUNDS and factor == 30 else 0.04)
 
 
 def test_powers_of_two():

@@ -12,6 +12,7 @@ from adamas_kernels.blocks import BlockWeight, unpack
 from adamas_kernels.contract import SparseSettings
 from adamas_kernels.cpu import CpuBackend
 from adamas_kernels.cpu.backend import FEW_ROWS
+from adamas_kernels.cpu.features import MULTIPLIES_SHORTS
 from conftest import tiny_architecture
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
@@ -141,8 +142,11 @@ def test_a_budget_of_all_tokens_is_full_attention(pack, scorer):
     packed, _ = pack(build("qwen2"))
     everything = AttentionSettings("adamas", SparseSettings(budget=2000, scorer=scorer))
     found, expected = scores(packed, everything), scores(packed, FULL)
-    # Where reading rounds attention to 16 bits, an activation may be rounded to another integer of 8 bits.
-    assert (found - expected).norm() < 0.01 * expected.norm()
+    if MULTIPLIES_SHORTS:
+        # Reading rounds attention to 16 bits, so an activation may be rounded to another integer of 8 bits.
+        assert (found - expected).norm() < 0.01 * expected.norm()
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_cache_in_bfloat16(plain_numbers, pack):

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from adamas_kernels.cpu import CpuBackend
+from adamas_kernels.cpu.floats import KINDS
 from adamas_kernels.cpu.reading import RANGE
+from adamas_kernels.cpu.tile import form_of, is_short
 from adamas_kernels.dispatch import load
 from adamas_kernels.reading import (
     DEVIATIONS,
@@ -162,7 +164,8 @@ def test_compiled_stages_choose_and_attend_as_specified(heads, kv_heads, dim, ne
         out, lse = TORCH.prefill_sparsely(*arguments, expected)
         compiled, compiled_lse = cpu.prefill_sparsely(*arguments, found)
         assert found.tolist() == expected.tolist()
-        torch.testing.assert_close(compiled_lse, lse, rtol=1e-4, atol=1e-3)
+        rounds = is_short(form_of(KINDS[dtype], KINDS[dtype]))
+        torch.testing.assert_close(compiled_lse, lse, rtol=1e-4, atol=1e-3 if rounds else 1e-4)
         assert (compiled.float() - out.float()).norm() <= 4e-3 * out.float().norm()
 
 
